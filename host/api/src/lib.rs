@@ -1,0 +1,43 @@
+//! What every layer of kvasir speaks: the messages of our own `.proto` files, etcd's error table and the limits.
+//!
+//! **Invariant:** nothing here does I/O, reads a clock or knows another crate of kvasir.
+
+pub mod error;
+pub mod limits;
+
+/// etcd's messages and services (`etcdserverpb`): the wire contract with every etcd client.
+#[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// etcd's stored unit and its watch event (`mvccpb`).
+#[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// etcd's lock service (`v3lockpb`).
+#[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+/// kvasir's own packages.
+#[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
+pub mod kvasir {
+    /// What the raft log carries.
+    pub mod command {
+        tonic::include_proto!("kvasir.command");
+    }
+    /// The operator's plugin service.
+    pub mod plugin {
+        /// Its first version.
+        pub mod v1 {
+            tonic::include_proto!("kvasir.plugin.v1");
+        }
+    }
+}
+
+pub use error::Error;
+pub use kvasir::command;
