@@ -1,0 +1,206 @@
+//! Effects of plugins' runs: applied whole or not at all, and at most once.
+//!
+//! A run happened on one node, some time ago. What makes its effect land exactly once is checked here, where all replicas agree:
+//! the plugin's generation, the trigger's owner epoch and cursor, and guards over what the run read. Then writes, parked events and
+//! the new cursor are applied together.
+//!
+//! **Invariant:** a rejected effect changes no key and no cursor.
+
+use kvasir_api::command::guard::Guard as GuardKind;
+use kvasir_api::command::{EffectTxn, Guard, LockGuard, PointGuard, RangeGuard};
+use kvasir_api::etcdserverpb::TxnRequest;
+use kvasir_api::etcdserverpb::request_op::Request;
+use kvasir_api::{Error, limits};
+
+use crate::cursor::{are_within, has_room};
+use crate::mvcc::check::{check_delete_range, check_ops, check_put};
+use crate::mvcc::index::{KeyRecord, Span};
+use crate::mvcc::txn;
+use crate::mvcc::write::{Revision, Writer};
+use crate::registry::{PluginState, TriggerKey, TriggerKind, TriggerRecord, TriggerState};
+use crate::reply::Rejection;
+use crate::{EffectReply, Effects, Reply, Rev, State, quota};
+
+impl State {
+    pub(crate) fn apply_effect(&mut self, writer: &Writer, effect: &EffectTxn, effects: &mut Effects) -> Reply {
+        let reply = match self.effect(writer, effect, effects) {
+            Ok(()) => EffectReply::Applied { revision: self.revision() },
+            Err(reason) => EffectReply::Rejected { reason },
+        };
+        Reply::Effect { revision: self.revision(), reply }
+    }
+
+    fn effect(&mut self, writer: &Writer, effect: &EffectTxn, effects: &mut Effects) -> Result<(), Rejection> {
+        check_form(writer, effect)?;
+        let (plugin, trigger) = (effect.plugin.clone(), effect.trigger.clone());
+        let key = TriggerKey { plugin, trigger, partition: effect.partition };
+        let record = self.check_ownership(&key, effect)?;
+        let cursor = self.check_cursor(record, effect)?;
+        let full = !has_room(record, effect.dead_letters.len());
+        let mut keys_left = limits::EFFECT_GUARD_KEYS_MAX;
+        for (index, guard) in effect.guards.iter().enumerate() {
+            self.check_guard(writer.tenant, guard, index, &mut keys_left)?;
+        }
+        if full {
+            self.change_trigger(&key, effects, |trigger, epoch| {
+                trigger.state = TriggerState::Halted;
+                trigger.owner_epoch = epoch;
+            });
+            return Err(Rejection::Halted);
+        }
+        // The operations run as a transaction's would.
+        let ops = TxnRequest { compare: Vec::new(), success: effect.ops.clone(), failure: Vec::new() };
+        let path = [true];
+        self.check_path(writer.tenant, &ops, &mut path.iter()).map_err(Rejection::Refused)?;
+        let cost = txn::path_cost(&ops, &mut path.iter()) + letters_cost(effect);
+        if txn::may_put(&ops) || !effect.dead_letters.is_empty() {
+            self.check_space(cost, writer.tenant, effects).map_err(Rejection::Refused)?;
+        }
+        let mut revision = Revision::begin(self, effects, writer);
+        txn::run(&mut revision, writer.tenant, &ops, &mut path.iter());
+        revision.end();
+        self.park(&key, &effect.dead_letters, effects);
+        if let Some(cursor) = cursor {
+            let resynced = cursor.main >= self.compact_revision();
+            let mut became_active = false;
+            self.change_trigger(&key, effects, |trigger, _| {
+                trigger.cursor = cursor;
+                became_active = resynced && trigger.state == TriggerState::Lost;
+                if became_active {
+                    trigger.state = TriggerState::Active;
+                }
+            });
+            effects.registry_changed |= became_active;
+        }
+        effects.registry_changed |= !effect.dead_letters.is_empty();
+        Ok(())
+    }
+
+    fn check_ownership(&self, key: &TriggerKey, effect: &EffectTxn) -> Result<&TriggerRecord, Rejection> {
+        let stale = |what: String| Rejection::Stale(what);
+        let plugin = self.plugin(&key.plugin).ok_or_else(|| stale("the plugin is not installed".into()))?;
+        if plugin.generation != effect.generation {
+            return Err(stale(format!("the plugin is at generation {}", plugin.generation)));
+        }
+        if plugin.state != PluginState::Active {
+            return Err(stale("the plugin is not active".into()));
+        }
+        let entry = self.registry.triggers.get(key).ok_or_else(|| stale("the trigger is gone".into()))?;
+        if entry.record.owner_epoch != effect.owner_epoch {
+            return Err(stale(format!("the trigger is at owner epoch {}", entry.record.owner_epoch)));
+        }
+        if entry.record.state == TriggerState::Halted {
+            return Err(stale("the trigger is halted".into()));
+        }
+        Ok(&entry.record)
+    }
+
+    /// The cursor to move to: none for a task.
+    fn check_cursor(&self, record: &TriggerRecord, effect: &EffectTxn) -> Result<Option<Rev>, Rejection> {
+        let invalid = |what: &str| Err(Rejection::Invalid(what.into()));
+        match (record.kind, effect.expect_cursor.map(Rev::from), effect.new_cursor.map(Rev::from)) {
+            (TriggerKind::Watch, Some(expect), Some(new)) => {
+                if record.cursor != expect {
+                    return Err(Rejection::Stale(format!("the cursor is at {}, not at {expect}", record.cursor)));
+                }
+                if !self.is_forward(expect, new) {
+                    return invalid("the cursor goes back, or past what there is");
+                }
+                if record.state == TriggerState::Lost && !effect.dead_letters.is_empty() {
+                    // A lost trigger resyncs, and what it is given then are keys and not events. (Were it halted, it would hold
+                    // back history that is gone.)
+                    return invalid("a lost trigger parks no events");
+                }
+                if !are_within(&effect.dead_letters, expect, new) {
+                    return invalid("a parked event is not of this batch, or is parked twice");
+                }
+                Ok(Some(new))
+            }
+            (TriggerKind::Schedule, None, None) => {
+                let locked = effect.guards.iter().any(|guard| matches!(guard.guard, Some(GuardKind::Lock(_))));
+                if !locked {
+                    return invalid("a task's effect has no lock guard");
+                }
+                if !effect.dead_letters.is_empty() {
+                    return invalid("a task parks no events");
+                }
+                Ok(None)
+            }
+            (TriggerKind::Watch, _, _) => invalid("an effect of a watch trigger has two cursors"),
+            (TriggerKind::Schedule, _, _) => invalid("an effect of a task has no cursor"),
+        }
+    }
+
+    fn check_guard(&self, tenant: u64, guard: &Guard, index: usize, keys_left: &mut u64) -> Result<(), Rejection> {
+        let broken = |what: String| Err(Rejection::GuardBroken { guard: index, what });
+        match &guard.guard {
+            Some(GuardKind::Point(PointGuard { key, mod_revision })) => match self.live(tenant, key) {
+                None if *mod_revision == 0 => Ok(()),
+                Some(record) if record.head.rev.main == *mod_revision => Ok(()),
+                None => broken("a key that was read is gone".into()),
+                Some(record) => broken(format!("a key that was read changed at revision {}", record.head.rev.main)),
+            },
+            Some(GuardKind::Range(range)) => self.check_range_guard(tenant, range, index, keys_left),
+            Some(GuardKind::Lock(LockGuard { key, create_revision })) => match self.live(tenant, key) {
+                Some(record) if record.head.create_revision != *create_revision => broken("the lock has another holder".into()),
+                Some(record) if record.head.lease == 0 || !self.leases.exists(record.head.lease) => {
+                    broken("the lock has no lease".into())
+                }
+                Some(_) => Ok(()),
+                None => broken("the lock is not held".into()),
+            },
+            None => Err(Rejection::Invalid("a guard is of no known kind".into())),
+        }
+    }
+
+    fn check_range_guard(&self, tenant: u64, guard: &RangeGuard, index: usize, keys_left: &mut u64) -> Result<(), Rejection> {
+        if guard.count > *keys_left {
+            return Err(Rejection::Invalid("the range guards cover too many keys".into()));
+        }
+        *keys_left -= guard.count;
+        let (mut count, mut max_mod_revision) = (0, 0);
+        if let Some(space) = self.spaces.get(&tenant) {
+            let live = space.range(Span::new(&guard.key, &guard.range_end)).filter_map(|(_, record)| record.live());
+            // One key too many is enough to know.
+            for version in live.take(usize::try_from(guard.count + 1).unwrap_or(usize::MAX)) {
+                count += 1;
+                max_mod_revision = max_mod_revision.max(version.rev.main);
+            }
+        }
+        if count == guard.count && max_mod_revision == guard.max_mod_revision {
+            return Ok(());
+        }
+        Err(Rejection::GuardBroken { guard: index, what: "a range that was read changed".into() })
+    }
+
+    fn live(&self, tenant: u64, key: &[u8]) -> Option<&KeyRecord> {
+        self.spaces.get(&tenant)?.keys.get(key).filter(|record| record.live().is_some())
+    }
+}
+
+/// What can be said of an effect by looking at it alone.
+fn check_form(writer: &Writer, effect: &EffectTxn) -> Result<(), Rejection> {
+    let invalid = |what: &str| Err(Rejection::Invalid(what.into()));
+    if writer.depth > limits::CAUSALITY_DEPTH_MAX {
+        return Err(Rejection::TooDeep);
+    }
+    if writer.plugin.as_deref() != Some(effect.plugin.as_str()) {
+        return invalid("the writer is not the plugin");
+    }
+    if effect.ops.len() > limits::EFFECT_OPS_MAX || effect.guards.len() > limits::EFFECT_GUARDS_MAX {
+        return invalid("it has too many operations or guards");
+    }
+    for op in &effect.ops {
+        let checked = match &op.request {
+            Some(Request::RequestPut(put)) => check_put(put),
+            Some(Request::RequestDeleteRange(delete)) => check_delete_range(delete),
+            _ => return invalid("it has an operation that is neither a put nor a delete"),
+        };
+        checked.map_err(Rejection::Refused)?;
+    }
+    check_ops(&effect.ops).map_err(|error: Error| Rejection::Refused(error))
+}
+
+fn letters_cost(effect: &EffectTxn) -> u64 {
+    effect.dead_letters.iter().map(|letter| quota::key_cost(&letter.key, letter.error.as_bytes())).sum()
+}

@@ -1,0 +1,165 @@
+//! Compaction: at once for clients, later for memory and storage.
+
+use kvasir_api::Error;
+use kvasir_api::etcdserverpb::RangeRequest;
+
+use super::harness::*;
+use crate::{CompactProgress, Rev, TriggerState};
+
+#[test]
+fn compacting_refuses_the_past_and_the_future_and_takes_the_present() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.compact(-1), Err(Error::Compacted));
+    assert_eq!(machine.compact(0), Ok(()), "etcd's compact revision is -1 at first");
+    assert_eq!(machine.compact(0), Err(Error::Compacted));
+    machine.put("a", "1");
+    machine.put("a", "2");
+    assert_eq!(machine.compact(4), Err(Error::FutureRevision));
+    assert_eq!(machine.compact(3), Ok(()));
+    assert_eq!(machine.last.compacted, Some(3));
+    assert_eq!(machine.compact(3), Err(Error::Compacted));
+    assert_eq!(machine.compact(2), Err(Error::Compacted));
+    assert_eq!((machine.state.compact_revision(), machine.state.revision()), (3, 3));
+    machine.assert_restorable();
+}
+
+#[test]
+fn clients_cannot_read_below_the_compact_revision_at_once_but_at_it_they_can() {
+    let mut machine = Machine::new();
+    for value in ["1", "2", "3"] {
+        machine.put("a", value);
+    }
+    machine.compact(3).unwrap();
+    let at = |revision| RangeRequest { revision, ..range("a", "") };
+    assert_eq!(machine.range(at(2)), Err(Error::Compacted));
+    assert_eq!(machine.range(at(3)).unwrap().items[0].value(), bytes("2"));
+    assert_eq!(machine.state.range_slice(0, b"a", b"", 2, None, 9), Err(Error::Compacted));
+    machine.trim();
+    assert_eq!(machine.range(at(3)).unwrap().items[0].value(), bytes("2"));
+    assert_eq!(machine.history.len(), 2);
+}
+
+#[test]
+fn the_tombstone_at_the_compacted_revision_is_kept_and_goes_with_the_next() {
+    let mut machine = Machine::new();
+    machine.put("a", "1");
+    machine.delete("a", "");
+    machine.put("b", "1");
+    machine.compact(3).unwrap();
+    machine.trim();
+    assert_eq!(machine.history.keys().copied().collect::<Vec<_>>(), [Rev::new(3, 0), Rev::new(4, 0)]);
+    machine.assert_restorable();
+    machine.compact(4).unwrap();
+    machine.trim();
+    assert_eq!(machine.history.keys().copied().collect::<Vec<_>>(), [Rev::new(4, 0)]);
+    machine.assert_restorable();
+}
+
+#[test]
+fn trimming_goes_in_slices_and_frees_oldest_versions_first() {
+    let mut machine = Machine::new();
+    for _ in 0..5 {
+        machine.put("a", "v");
+        machine.put("b", "v");
+    }
+    machine.delete("a", "");
+    machine.put("c", "v");
+    machine.compact(13).unwrap();
+    let mut progress = CompactProgress::default();
+    let first = machine.state.compact_slice(&mut progress, 1);
+    assert!(!progress.done);
+    assert!(first.is_sorted(), "oldest first: {first:?}");
+    let mut all = first;
+    while !progress.done {
+        all.extend(machine.state.compact_slice(&mut progress, 1));
+    }
+    assert_eq!(all.len(), 5 + 4 + 1, "a whole with its tombstone, and all of b but the last");
+    assert_eq!(progress.floor, 13);
+}
+
+#[test]
+fn old_versions_count_in_logical_bytes_until_they_are_compacted() {
+    let mut machine = Machine::new();
+    machine.put("a", "1");
+    let one = machine.state.logical_bytes();
+    machine.put("a", "2");
+    assert!(machine.state.logical_bytes() > one);
+    machine.compact(3).unwrap();
+    assert_eq!(machine.state.logical_bytes(), one);
+    assert_eq!(machine.state.history_bytes(), 0);
+}
+
+#[test]
+fn an_active_cursor_holds_trimming_back_but_not_the_clients_view() {
+    let mut machine = Machine::new();
+    machine.put("/in/a", "1");
+    machine.put("/in/a", "2");
+    machine.install("p", 3);
+    machine.put("/in/a", "3");
+    machine.delete("/in/a", "");
+    machine.put("x", "1");
+    machine.compact(6).unwrap();
+    assert_eq!(machine.state.retention_floor(), 3);
+    machine.trim();
+    assert_eq!(machine.history.keys().map(|rev| rev.main).collect::<Vec<_>>(), [3, 4, 5, 6]);
+    let old = RangeRequest { revision: 5, ..everything() };
+    assert_eq!(machine.range(old), Err(Error::Compacted));
+    machine.assert_restorable();
+}
+
+#[test]
+fn a_cursor_past_the_budget_in_revisions_is_lost_and_its_epoch_ends() {
+    let mut machine = Machine::new();
+    machine.state.hold.revisions_max = 10;
+    machine.install("p", 0);
+    let epoch = machine.state.trigger("p", "w", 0).unwrap().owner_epoch;
+    for _ in 0..12 {
+        machine.put("x", "v");
+    }
+    machine.compact(12).unwrap();
+    assert_eq!(machine.state.trigger("p", "w", 0).unwrap().state, TriggerState::Active);
+    assert_eq!(machine.state.retention_floor(), 2);
+    machine.compact(13).unwrap();
+    let trigger = machine.state.trigger("p", "w", 0).unwrap();
+    assert_eq!(trigger.state, TriggerState::Lost);
+    assert!(trigger.owner_epoch > epoch);
+    assert!(machine.last.registry_changed);
+    assert_eq!(machine.state.retention_floor(), 13, "a lost cursor holds nothing");
+    assert_eq!(machine.state.trigger("p", "s", 0).unwrap().state, TriggerState::Active, "a schedule has no cursor");
+    machine.trim();
+    machine.assert_restorable();
+}
+
+#[test]
+fn a_cursor_past_the_budget_in_bytes_is_lost() {
+    let mut machine = Machine::new();
+    machine.state.hold.bytes_max = 5 << 20;
+    machine.install("p", 0);
+    let big = "x".repeat(1 << 20);
+    for _ in 0..5 {
+        machine.put("x", &big);
+    }
+    machine.compact(machine.state.revision() as i64).unwrap();
+    assert_eq!(machine.state.trigger("p", "w", 0).unwrap().state, TriggerState::Active);
+    for _ in 0..3 {
+        machine.put("x", &big);
+    }
+    machine.assert_restorable();
+    machine.compact(machine.state.revision() as i64).unwrap();
+    assert_eq!(machine.state.trigger("p", "w", 0).unwrap().state, TriggerState::Lost);
+    machine.trim();
+    machine.assert_restorable();
+}
+
+#[test]
+fn marks_of_history_are_forgotten_with_it() {
+    let mut machine = Machine::new();
+    let big = "x".repeat(1 << 20);
+    for _ in 0..10 {
+        machine.put("x", &big);
+    }
+    assert!(machine.state.marks.len() >= 9);
+    machine.compact(machine.state.revision() as i64).unwrap();
+    assert_eq!(machine.state.marks.len(), 1);
+    machine.assert_restorable();
+}

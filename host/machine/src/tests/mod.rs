@@ -1,0 +1,17 @@
+//! Tests of the machine: named rules, and random commands against a naive model.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+mod blobs;
+mod compaction;
+mod effects;
+mod formats;
+mod harness;
+mod leases;
+mod model;
+mod ranges;
+mod registry;
+mod restoring;
+mod revisions;
+mod space;
+mod transactions;
