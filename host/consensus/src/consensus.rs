@@ -1,0 +1,481 @@
+//! The running node: boot, proposals, reads, status, shutdown.
+//!
+//! A proposal is stamped, encoded once and put on raft's own queue; raft's core takes all that wait there in one append, so that
+//! one sync serves them, and nothing waits for the batch before. A write whose fate is unknown is reported as such and never sent
+//! again.
+//!
+//! **Invariant:** the single voter goes the way a cluster goes: it is initialised with a membership entry, votes, is elected, and
+//! commits by quorum.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use kvasir_api::Error;
+use kvasir_api::command::{Command, Stamp};
+use kvasir_api::limits;
+use kvasir_machine::{COMMAND_VERSION, Reply, State};
+use kvasir_storage::StorageError;
+use kvasir_storage::folder::DataFolder;
+use kvasir_storage::log::{Log, LogOptions};
+use kvasir_storage::state::{Opened, Store, StoreOptions};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::ClientWriteError;
+use openraft::{Config, SnapshotPolicy};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint;
+use crate::clock::Clock;
+use crate::fatal::Fatal;
+use crate::gauge::Gauge;
+use crate::identity::{self, Identity};
+use crate::kinds::{Kinds, Waiter};
+use crate::log::LogStore;
+use crate::machine::{Machine, Shared, applied_from};
+use crate::membership::Member;
+use crate::network::Peers;
+use crate::options::{ConsensusOptions, StartError};
+use crate::proposed::Proposed;
+use crate::publish::Publish;
+use crate::read::Reads;
+use crate::snapshot::meta;
+use crate::status::Status;
+
+type Raft = openraft::Raft<Kinds, Machine>;
+
+/// How long proposals in flight may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A running node's consensus. A clone is another handle.
+#[derive(Clone)]
+pub struct Consensus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    identity: Identity,
+    member: Member,
+    raft: Raft,
+    shared: Arc<Shared>,
+    log: Log,
+    reads: Reads,
+    gauge: Arc<Gauge>,
+    standing: Arc<Standing>,
+    request_timeout: Duration,
+    stop: CancellationToken,
+    closing: AtomicBool,
+    /// Held for its lock, until the files are closed.
+    folder: Mutex<Option<DataFolder>>,
+}
+
+/// What raft last said about leadership, for those who ask on every request.
+#[derive(Debug, Default)]
+struct Standing {
+    term: AtomicU64,
+    /// 0: none known.
+    leader: AtomicU64,
+}
+
+impl Standing {
+    fn note(&self, metrics: &openraft::RaftMetrics<Kinds>) {
+        self.term.store(metrics.current_term, Ordering::Relaxed);
+        self.leader.store(metrics.current_leader.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Consensus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consensus").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// What the storage under consensus opened.
+struct Storage {
+    folder: DataFolder,
+    identity: Identity,
+    log: Log,
+    opened: Opened,
+}
+
+fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError> {
+    let folder = DataFolder::open(Arc::clone(&options.disk), &options.dir)?;
+    let raise = {
+        let fatal = fatal.clone();
+        Arc::new(move |error: &StorageError| fatal.raise(error.to_string()))
+    };
+    let log_options = LogOptions { on_fatal: Some(raise.clone()), ..options.log.clone() };
+    let log = Log::open(Arc::clone(&options.disk), &folder.log_dir(), log_options)?;
+    let store_options = StoreOptions { on_fatal: Some(raise), ..options.store.clone() };
+    let opened = Store::open(Arc::clone(&options.disk), &folder.state_path(), store_options)?;
+    opened.store.follow_log(&log);
+    // Room kept aside for the day the disk is full; a disk that is full already is told of by the NOSPACE alarm, not here.
+    if let Err(error) = folder.make_ballast(limits::BALLAST_BYTES) {
+        tracing::warn!(%error, "no ballast was put aside");
+    }
+    let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name)?;
+    Ok(Storage { folder, identity, log, opened })
+}
+
+fn config(options: &ConsensusOptions) -> Result<Arc<Config>, StartError> {
+    let config = Config {
+        cluster_name: options.cluster_token.clone(),
+        heartbeat_interval: options.heartbeat_ms,
+        election_timeout_min: options.election_ms,
+        election_timeout_max: options.election_ms.saturating_mul(2),
+        // Snapshots and purges come from our checkpointer only.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        max_payload_entries: limits::PROPOSAL_BATCH_MAX as u64,
+        max_append_entries: Some(limits::PROPOSAL_BATCH_MAX as u64),
+        api_channel_size: Some(limits::PROPOSAL_QUEUE_MAX as u64 * 2),
+        api_batch_capacity: limits::PROPOSAL_BATCH_MAX as u64,
+        api_batch_linger_ms: 0,
+        enable_pre_vote: Some(true),
+        // A restarted leader is elected anew: neither the state file nor the committed id is synced on the way of a reply, so
+        // what it knew as committed may be more than what it finds.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|error| StartError::Config(error.to_string()))
+}
+
+impl Consensus {
+    /// Opens the data folder, replays, elects, and serves. Returns once raft runs; [`Consensus::ready`] waits until it can serve.
+    ///
+    /// # Errors
+    /// One clear line: a folder that is not ours, of another version or in use, a damaged file, timings that do not fit.
+    pub async fn start(options: ConsensusOptions, publish: Arc<dyn Publish>) -> Result<Self, StartError> {
+        let config = config(&options)?;
+        let fatal = Fatal::new();
+        let (opening, raising) = (options.clone(), fatal.clone());
+        let storage = tokio::task::spawn_blocking(move || open(&opening, &raising))
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))??;
+        let Storage { folder, identity, log, opened } = storage;
+        let applied = applied_from(&opened.applied).map_err(|error| StartError::Raft(error.to_string()))?;
+        let applied_index = applied.0.map_or(0, |id| id.index);
+        let clock = Arc::new(Clock::new(opened.state.cluster_ms(), options.wall_clock.clone()));
+        let shared = Arc::new(Shared {
+            state: Arc::new(RwLock::new(opened.state)),
+            store: opened.store,
+            clock,
+            fatal: fatal.clone(),
+            applied_index: watch::Sender::new(applied_index),
+            snapshot: Mutex::new(applied.0.map(|log_id| meta(Some(log_id), applied.1.clone()))),
+            applied: Mutex::new(applied),
+            snapshot_path: folder.snapshot_dir().join("transfer"),
+        });
+        let log_store = LogStore::new(log.clone(), fatal);
+        let machine = Machine { shared: Arc::clone(&shared), publish };
+        let raft = Raft::new(identity.node_id, config, Peers, log_store, machine)
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let reads = Reads::start(raft.clone(), shared.applied_index.subscribe());
+        let stop = CancellationToken::new();
+        let standing = Arc::new(Standing::default());
+        tokio::spawn(follow(raft.clone(), Arc::clone(&standing), shared.fatal.clone(), stop.clone()));
+        let interval = options.store.checkpoint_interval;
+        tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), options.log_keep_entries, interval, stop.clone()));
+        boot(&raft, identity.node_id, &options.member).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                identity,
+                member: options.member,
+                raft,
+                shared,
+                log,
+                reads,
+                gauge: Gauge::new(limits::PROPOSAL_QUEUE_MAX, limits::PROPOSAL_PENDING_BYTES_MAX),
+                standing,
+                request_timeout: Duration::from_millis(options.request_timeout_ms),
+                stop,
+                closing: AtomicBool::new(false),
+                folder: Mutex::new(Some(folder)),
+            }),
+        })
+    }
+
+    /// Waits until this node can serve linearizable reads: a leader is elected and what it committed is applied here.
+    ///
+    /// # Errors
+    /// The fatal line, or that no leader was elected in time.
+    pub async fn ready(&self, timeout: Duration) -> Result<(), String> {
+        let become_ready = async {
+            loop {
+                match self.inner.reads.confirm().await {
+                    Ok(()) => {
+                        let metrics = self.inner.raft.metrics();
+                        self.inner.standing.note(&metrics.borrow_watched());
+                        return Ok(());
+                    }
+                    Err(Error::Stopped) => {
+                        return Err(self.inner.shared.fatal.line().unwrap_or_else(|| "raft has stopped".to_owned()));
+                    }
+                    Err(_) => {
+                        let mut metrics = self.inner.raft.metrics();
+                        // Something about raft has to change first; the interval covers what changes without it.
+                        let _ = tokio::time::timeout(Duration::from_millis(50), metrics.changed()).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            ready = tokio::time::timeout(timeout, become_ready) => {
+                ready.unwrap_or_else(|_| Err(format!("no leader was elected within {} ms", timeout.as_millis())))
+            }
+            line = self.inner.shared.fatal.wait() => Err(line),
+        }
+    }
+
+    /// Takes a command to its reply: stamps it, replicates it, applies it. The command's version and stamp are set here.
+    ///
+    /// # Errors
+    /// `TooManyRequests` when too much waits, `NotLeader`/`NoLeader` when it was certainly not taken, `Timeout` or `LeaderChanged`
+    /// when its fate is unknown, `Stopped`. What apply refuses is a [`Reply::Error`], not an error here.
+    pub async fn propose(&self, mut command: Command) -> Result<Reply, Error> {
+        let inner = &*self.inner;
+        if inner.closing.load(Ordering::Relaxed) || inner.shared.fatal.is_raised() {
+            return Err(Error::Stopped);
+        }
+        if inner.shared.store.tail_bytes() > limits::TAIL_BYTES_MAX {
+            inner.gauge.refuse();
+            return Err(Error::TooManyRequests);
+        }
+        command.version = COMMAND_VERSION;
+        command.stamp = Some(Stamp { cluster_ms: inner.shared.clock.now_ms(), wall_ms: inner.shared.clock.wall_ms() });
+        let proposed = Proposed::encode(&command);
+        drop(command);
+        let ticket = inner.gauge.enter(proposed.bytes().len()).ok_or(Error::TooManyRequests)?;
+        let (reply, answer) = oneshot::channel();
+        let waiter = Waiter { reply, _ticket: ticket };
+        inner.raft.client_write_ff(proposed, Some(waiter)).await.map_err(|_| Error::Stopped)?;
+        let answer = match tokio::time::timeout(inner.request_timeout, answer).await {
+            Err(_) => return Err(Error::Timeout),
+            // Raft went away with the command in its hands.
+            Ok(Err(_)) => return Err(Error::Stopped),
+            Ok(Ok(answer)) => answer,
+        };
+        match answer {
+            Ok(response) => response.data.0.ok_or_else(|| Error::Internal("a command was applied without a reply".to_owned())),
+            Err(ClientWriteError::ForwardToLeader(forward)) => {
+                Err(if forward.leader_id.is_some() { Error::NotLeader } else { Error::NoLeader })
+            }
+            Err(ClientWriteError::LogEntryDiscarded(_)) => Err(Error::LeaderChanged),
+            Err(error) => Err(Error::Internal(error.to_string())),
+        }
+    }
+
+    /// Waits until a read of [`Consensus::state`] is linearizable. All who wait share one round.
+    ///
+    /// # Errors
+    /// `Timeout`, `TooManyRequests`, `NoLeader`, `LeaderChanged` or `Stopped`.
+    pub async fn read_index(&self) -> Result<(), Error> {
+        match tokio::time::timeout(self.inner.request_timeout, self.inner.reads.confirm()).await {
+            Ok(confirmed) => confirmed,
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// The replicated state. Never hold its lock across an `await`, nor long: applying waits for it.
+    pub fn state(&self) -> &Arc<RwLock<State>> {
+        &self.inner.shared.state
+    }
+
+    /// The state file: history that memory does not hold. Its reads block.
+    pub fn store(&self) -> &Store {
+        &self.inner.shared.store
+    }
+
+    /// The raft log, for its counters.
+    pub fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
+    /// Cluster time.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.inner.shared.clock
+    }
+
+    /// Cluster time in milliseconds.
+    pub fn now_cluster_ms(&self) -> u64 {
+        self.inner.shared.clock.now_ms()
+    }
+
+    /// This node's id.
+    pub fn node_id(&self) -> u64 {
+        self.inner.identity.node_id
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.inner.identity.cluster_id
+    }
+
+    /// Raft's term as last reported.
+    pub fn term(&self) -> u64 {
+        self.inner.standing.term.load(Ordering::Relaxed)
+    }
+
+    /// The leader as last reported.
+    pub fn leader(&self) -> Option<u64> {
+        match self.inner.standing.leader.load(Ordering::Relaxed) {
+            0 => None,
+            leader => Some(leader),
+        }
+    }
+
+    /// Whether this node leads, as last reported. Only a hint: a command or a read index says for sure.
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.node_id())
+    }
+
+    /// Index of the last applied entry, and its changes.
+    pub fn applied_index(&self) -> watch::Receiver<u64> {
+        self.inner.shared.applied_index.subscribe()
+    }
+
+    /// The members: id, member, whether it is a learner.
+    pub fn members(&self) -> Vec<(u64, Member, bool)> {
+        let applied = self.inner.shared.applied.lock();
+        let membership = applied.1.membership();
+        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+        membership
+            .nodes()
+            .map(|(id, member)| {
+                // What this node is told now counts for itself: its URLs may have changed since bootstrap.
+                let member = if *id == self.node_id() { self.inner.member.clone() } else { member.clone() };
+                (*id, member, !voters.contains(id))
+            })
+            .collect()
+    }
+
+    /// Where this node stands.
+    pub fn status(&self) -> Status {
+        let inner = &*self.inner;
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Status {
+            node_id: inner.identity.node_id,
+            leader: metrics.current_leader,
+            is_leader: metrics.current_leader == Some(inner.identity.node_id),
+            term: metrics.current_term,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: *inner.shared.applied_index.borrow(),
+            checkpoint_index: inner.shared.store.durable().map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            proposals: inner.gauge.accepted(),
+            proposals_refused: inner.gauge.refused(),
+            proposals_pending: inner.gauge.pending(),
+            read_rounds: inner.reads.rounds(),
+            reads_confirmed: inner.reads.confirmed(),
+        }
+    }
+
+    /// Waits for a fault that the process must end with; the line says which.
+    pub async fn fatal(&self) -> String {
+        self.inner.shared.fatal.wait().await
+    }
+
+    /// How much room there is on the data folder's disk, in bytes; `None` when it cannot be told. Blocking.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let folder = self.inner.folder.lock();
+        folder.as_ref().and_then(|folder| folder.space().ok()).map(|space| space.free_bytes)
+    }
+
+    /// Gives the ballast's room back, so that there is room to compact and to stop in order. Blocking.
+    pub fn drop_ballast(&self) {
+        if let Some(folder) = self.inner.folder.lock().as_ref()
+            && let Err(error) = folder.drop_ballast()
+        {
+            tracing::warn!(%error, "the ballast was not dropped");
+        }
+    }
+
+    /// Reports a fault that the process must end with.
+    pub fn raise(&self, line: impl Into<String>) {
+        self.inner.shared.fatal.raise(line);
+    }
+
+    /// Takes no more proposals, lets those in flight finish, stops raft, makes the state durable and closes the files.
+    pub async fn shutdown(&self) {
+        let inner = &*self.inner;
+        if inner.closing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let drained = async {
+            while inner.gauge.pending() > 0 && !inner.shared.fatal.is_raised() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!(pending = inner.gauge.pending(), "stopping with proposals unanswered");
+        }
+        inner.stop.cancel();
+        if let Err(error) = inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        let (store, log) = (inner.shared.store.clone(), inner.log.clone());
+        let healthy = !inner.shared.fatal.is_raised();
+        let closed = tokio::task::spawn_blocking(move || {
+            // Closing the store makes the last checkpoint, which waits for the log: the log goes second.
+            if let Err(error) = store.close()
+                && healthy
+            {
+                tracing::error!(%error, "the final checkpoint failed; the log has everything and is replayed at the next start");
+            }
+            if let Err(error) = log.close()
+                && healthy
+            {
+                tracing::error!(%error, "the raft log did not close cleanly");
+            }
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "closing the data folder failed");
+        }
+        // Now another process may have the folder.
+        inner.folder.lock().take();
+    }
+}
+
+/// Makes the single voter a cluster, or stands for election at once: there is nobody to wait for.
+async fn boot(raft: &Raft, node_id: u64, member: &Member) -> Result<(), StartError> {
+    let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
+    if !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        let members = BTreeMap::from([(node_id, member.clone())]);
+        return raft.initialize(members).await.map_err(|error| failed(&error));
+    }
+    let alone = raft.voter_ids().eq([node_id]);
+    if alone {
+        raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// Keeps [`Standing`] up to date, and raises the fatal line when raft dies.
+async fn follow(raft: Raft, standing: Arc<Standing>, fatal: Fatal, stop: CancellationToken) {
+    let mut metrics = raft.metrics();
+    loop {
+        {
+            let now = metrics.borrow_and_update();
+            standing.note(&now);
+            if let Err(error) = &now.running_state {
+                if !stop.is_cancelled() {
+                    fatal.raise(format!("raft has stopped: {error}"));
+                }
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = metrics.changed() => if changed.is_err() {
+                if !stop.is_cancelled() {
+                    fatal.raise("raft has stopped");
+                }
+                return;
+            },
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Who this node is: its id and its cluster's, made at bootstrap and read from the data folder ever after.
+//!
+//! The id is a hash of the cluster's token and the node's name, so that a static bootstrap needs no coordination; it is written
+//! down because a node that is renamed later is still the same voter, and an id must never be used by two nodes.
+//!
+//! **Invariant:** the identity is durable before the node votes or appends anything.
+
+use bytes::Bytes;
+use kvasir_storage::state::Store;
+use sha2::{Digest, Sha256};
+
+use crate::options::StartError;
+
+/// The state file's row of this node alone.
+const ROW: &str = "identity";
+
+/// A node's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) node_id: u64,
+    pub(crate) cluster_id: u64,
+}
+
+impl Identity {
+    /// Node id, then cluster id, big-endian.
+    fn encode(self) -> Bytes {
+        Bytes::from([self.node_id.to_be_bytes(), self.cluster_id.to_be_bytes()].concat())
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (node_id, cluster_id) = bytes.split_first_chunk::<8>()?;
+        let node_id = u64::from_be_bytes(*node_id);
+        let cluster_id = u64::from_be_bytes(cluster_id.try_into().ok()?);
+        (node_id != 0).then_some(Self { node_id, cluster_id })
+    }
+}
+
+fn hash(parts: &[&str]) -> u64 {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let digest = hasher.finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    // 0 means "no node" in etcd's messages.
+    u64::from_le_bytes(first).max(1)
+}
+
+/// Reads the identity, or makes and writes it. Blocking.
+///
+/// # Errors
+/// The state file's, or a row that is not an identity.
+pub(crate) fn load_or_create(store: &Store, token: &str, name: &str) -> Result<Identity, StartError> {
+    if let Some(row) = store.local_get(ROW)? {
+        return Identity::decode(&row).ok_or_else(|| {
+            StartError::Identity("the state file's row of this node's identity is damaged; restore a backup".to_owned())
+        });
+    }
+    let identity = Identity { node_id: hash(&["node", token, name]), cluster_id: hash(&["cluster", token]) };
+    store.local_put(ROW, identity.encode())?;
+    Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_reads_back_and_anything_else_is_refused() {
+        let identity = Identity { node_id: 7, cluster_id: u64::MAX };
+        assert_eq!(Identity::decode(&identity.encode()), Some(identity));
+        assert_eq!(Identity::decode(&[]), None);
+        assert_eq!(Identity::decode(&[0; 16]), None);
+        assert_eq!(Identity::decode(&[1; 17]), None);
+    }
+
+    #[test]
+    fn names_and_tokens_make_different_ids() {
+        assert_ne!(hash(&["node", "ab", "c"]), hash(&["node", "a", "bc"]));
+    }
+}

@@ -1,0 +1,35 @@
+//! Consensus: one openraft group under kvasir's log, machine and state file.
+//!
+//! [`Consensus::start`] opens the data folder, replays, elects and hands out the running node; [`Consensus::propose`] takes a
+//! command to its reply, [`Consensus::read_index`] makes a read linearizable, [`Publish`] tells the layer above what was applied.
+//! How the parts meet openraft: `log` is its log storage, `machine` its state machine, `network` its peers, `kinds` its types.
+//!
+//! **Invariant:** this crate alone imports openraft, and nothing of openraft appears in its interface.
+
+mod checkpoint;
+mod clock;
+mod consensus;
+mod fatal;
+mod gauge;
+mod identity;
+mod kinds;
+mod log;
+mod machine;
+mod membership;
+mod network;
+mod options;
+mod proposed;
+mod publish;
+mod read;
+mod snapshot;
+mod status;
+
+pub use clock::{Clock, WallClock};
+pub use consensus::Consensus;
+pub use membership::Member;
+pub use options::{ConsensusOptions, StartError};
+pub use publish::{Publish, Published};
+pub use status::Status;
+
+#[cfg(test)]
+mod tests;

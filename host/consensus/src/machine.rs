@@ -1,0 +1,227 @@
+//! openraft's state machine over [`kvasir_machine::State`] and [`kvasir_storage::state::Store`].
+//!
+//! What is committed is applied in batches: decode, take the state's lock once, apply every entry, let go; then the rows go to the
+//! state file's tail, the layer above is told once, and only then are the replies sent. Nothing here waits for a disk.
+//!
+//! **Invariant:** a batch's rows are in the store and published before any of its replies is sent; a reader that is told a
+//! revision by either finds its rows.
+
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures_util::{Stream, StreamExt};
+use kvasir_api::command::Command;
+use kvasir_machine::{Effects, State};
+use kvasir_storage::state::{Applied, AppliedBatch, Store};
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::fatal::Fatal;
+use crate::kinds::{Entry, Kinds, LogId, Payload, SnapshotMeta, StoredMembership, log_id_from, log_id_into};
+use crate::membership::{self, Member};
+use crate::proposed::Outcome;
+use crate::publish::{Publish, Published};
+use crate::snapshot::{Builder, SnapshotData, meta};
+
+/// Entries applied under one hold of the state's lock.
+const APPLY_BATCH_MAX: usize = 1_024;
+
+/// What the state machine shares with the rest of the node.
+pub(crate) struct Shared {
+    pub(crate) state: Arc<RwLock<State>>,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) fatal: Fatal,
+    /// Index of the last applied entry.
+    pub(crate) applied_index: watch::Sender<u64>,
+    /// Last applied entry and membership.
+    pub(crate) applied: Mutex<(Option<LogId>, StoredMembership)>,
+    /// The last durable checkpoint that openraft knows as a snapshot.
+    pub(crate) snapshot: Mutex<Option<SnapshotMeta>>,
+    /// Where a snapshot is exported to or received.
+    pub(crate) snapshot_path: std::path::PathBuf,
+}
+
+/// Reads what the state file says it covers.
+///
+/// # Errors
+/// `InvalidData` when its membership does not decode.
+pub(crate) fn applied_from(applied: &Applied) -> io::Result<(Option<LogId>, StoredMembership)> {
+    let membership = match &applied.membership {
+        None => StoredMembership::default(),
+        Some((log_id, bytes)) => StoredMembership::new(log_id.map(log_id_from), membership::decode(bytes)?),
+    };
+    Ok((applied.log_id.map(log_id_from), membership))
+}
+
+impl Shared {
+    /// Makes what is applied durable; returns what that covers.
+    ///
+    /// # Errors
+    /// The storage's error, which has been raised as fatal.
+    pub(crate) async fn checkpoint(&self) -> io::Result<SnapshotMeta> {
+        let store = self.store.clone();
+        let made = tokio::task::spawn_blocking(move || store.checkpoint().map_err(io::Error::from));
+        let applied = made.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let covered = applied.and_then(|applied| applied_from(&applied));
+        match covered {
+            Ok((log_id, membership)) => Ok(meta(log_id, membership)),
+            Err(error) => {
+                self.fatal.raise(format!("state file: cannot make a checkpoint: {error}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Applies a batch whose entries are in order.
+    fn apply(&self, publish: &dyn Publish, batch: &mut Vec<(Entry, Option<ApplyResponder<Kinds>>)>) -> io::Result<()> {
+        let Some(last) = batch.last().map(|(entry, _)| entry.log_id()) else { return Ok(()) };
+        // Decoding needs no lock.
+        let mut commands: Vec<Option<Command>> = Vec::with_capacity(batch.len());
+        let mut new_membership = None;
+        for (entry, _) in batch.iter() {
+            commands.push(match &entry.payload {
+                Payload::Blank => None,
+                Payload::Membership(membership) => {
+                    new_membership = Some((entry.log_id(), membership.clone()));
+                    None
+                }
+                Payload::Normal(proposed) => match proposed.command(entry.index()) {
+                    Ok(command) => Some(command),
+                    Err(line) => {
+                        self.fatal.raise(&*line);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, line.to_string()));
+                    }
+                },
+            });
+        }
+        let mut effects = Effects::default();
+        let mut replies = Vec::with_capacity(batch.len());
+        let (revision, cluster_ms) = {
+            let mut state = self.state.write();
+            for ((entry, _), command) in batch.iter().zip(&commands) {
+                let log_id = entry.log_id();
+                replies.push(
+                    command.as_ref().map(|command| state.apply(log_id.index, log_id.leader_id.term, command, &mut effects)),
+                );
+            }
+            (state.revision(), state.cluster_ms())
+        };
+        self.clock.observe(cluster_ms);
+        let stored_membership = {
+            let mut applied = self.applied.lock();
+            applied.0 = Some(last);
+            if let Some((log_id, membership)) = new_membership.take() {
+                applied.1 = StoredMembership::new(Some(log_id), membership.clone());
+                Some((Some(log_id_into(log_id)), membership::encode(&membership)))
+            } else {
+                None
+            }
+        };
+        self.store.push(AppliedBatch {
+            log_id: log_id_into(last),
+            membership: stored_membership,
+            changes: effects.changes.clone(),
+            tables: effects.tables,
+        });
+        publish.publish(Published {
+            changes: effects.changes,
+            revision,
+            index: last.index,
+            compacted: effects.compacted,
+            registry_changed: effects.registry_changed,
+            leases_changed: effects.leases_changed,
+        });
+        self.applied_index.send_replace(last.index);
+        for ((_, responder), reply) in batch.drain(..).zip(replies) {
+            if let Some(responder) = responder {
+                responder.send(Outcome(reply));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The state machine as openraft drives it.
+pub(crate) struct Machine {
+    pub(crate) shared: Arc<Shared>,
+    // Here and not in `Shared`: whoever is told holds on to the node, and lets go of it when raft has stopped.
+    pub(crate) publish: Arc<dyn Publish>,
+}
+
+impl RaftStateMachine<Kinds> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok(self.shared.applied.lock().clone())
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Kinds>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut entries = entries.fuse();
+        let mut batch = Vec::new();
+        while let Some(first) = entries.next().await {
+            batch.push(first?);
+            // All that is ready, and no waiting for more.
+            while batch.len() < APPLY_BATCH_MAX {
+                match futures_util::poll!(entries.next()) {
+                    Poll::Ready(Some(entry)) => batch.push(entry?),
+                    Poll::Ready(None) | Poll::Pending => break,
+                }
+            }
+            self.shared.apply(&*self.publish, &mut batch)?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { shared: Arc::clone(&self.shared) }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        let shared = Arc::clone(&self.shared);
+        let installed = tokio::task::spawn_blocking(move || {
+            let file = snapshot.file(&shared.snapshot_path)?;
+            shared.store.import(&file).map_err(io::Error::from)
+        });
+        let installed = installed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (state, applied) = installed.inspect_err(|error| {
+            self.shared.fatal.raise(format!("state file: cannot install a snapshot: {error}"));
+        })?;
+        let covered = applied_from(&applied)?;
+        if covered.0 != meta.last_log_id {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot does not cover what it was said to cover"));
+        }
+        let revision = state.revision();
+        self.shared.clock.observe(state.cluster_ms());
+        *self.shared.state.write() = state;
+        *self.shared.applied.lock() = covered;
+        *self.shared.snapshot.lock() = Some(meta.clone());
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        self.publish.publish(Published {
+            revision,
+            index,
+            registry_changed: true,
+            leases_changed: true,
+            ..Published::default()
+        });
+        self.shared.applied_index.send_replace(index);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, Member, SnapshotData>>, io::Error>
+    {
+        let meta = self.shared.snapshot.lock().clone();
+        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::of_store(self.shared.store.clone()) }))
+    }
+}

@@ -1,0 +1,117 @@
+//! Members, and how a membership is written in the log and the state file.
+//!
+//! **Invariant:** bytes that do not decode to a membership openraft accepts are an error, never a default.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use bytes::Bytes;
+use prost::Message;
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Member {
+    /// Its `--name`.
+    pub name: String,
+    /// Where peers reach it.
+    pub peer_urls: Vec<String>,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+pub(crate) type Membership = openraft::Membership<u64, Member>;
+
+/// A membership as it is stored; fields are only ever added.
+#[derive(Clone, PartialEq, Message)]
+struct MembershipRecord {
+    /// One set of voters, or two while the membership changes.
+    #[prost(message, repeated, tag = "1")]
+    configs: Vec<VoterSet>,
+    /// Every member, learners as well.
+    #[prost(message, repeated, tag = "2")]
+    members: Vec<MemberRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct VoterSet {
+    #[prost(uint64, repeated, tag = "1")]
+    ids: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MemberRecord {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, repeated, tag = "3")]
+    peer_urls: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    client_urls: Vec<String>,
+}
+
+/// The bytes of a membership.
+pub(crate) fn encode(membership: &Membership) -> Bytes {
+    let record = MembershipRecord {
+        configs: membership
+            .get_joint_config()
+            .iter()
+            .map(|voters| VoterSet { ids: voters.iter().copied().collect() })
+            .collect(),
+        members: membership
+            .nodes()
+            .map(|(id, member)| MemberRecord {
+                id: *id,
+                name: member.name.clone(),
+                peer_urls: member.peer_urls.clone(),
+                client_urls: member.client_urls.clone(),
+            })
+            .collect(),
+    };
+    Bytes::from(record.encode_to_vec())
+}
+
+/// The membership of these bytes.
+///
+/// # Errors
+/// `InvalidData` when they are none.
+pub(crate) fn decode(bytes: &Bytes) -> io::Result<Membership> {
+    let record = MembershipRecord::decode(bytes.clone())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a membership: {error}")))?;
+    let configs: Vec<BTreeSet<u64>> = record.configs.into_iter().map(|voters| voters.ids.into_iter().collect()).collect();
+    let members: BTreeMap<u64, Member> = record
+        .members
+        .into_iter()
+        .map(|member| {
+            let MemberRecord { id, name, peer_urls, client_urls } = member;
+            (id, Member { name, peer_urls, client_urls })
+        })
+        .collect();
+    if configs.is_empty() && members.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, members)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a membership: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_membership_reads_back_as_it_was_written() {
+        let member =
+            |name: &str| Member { name: name.to_owned(), peer_urls: vec!["https://a:1".to_owned()], client_urls: Vec::new() };
+        let members = BTreeMap::from([(1, member("a")), (2, member("b")), (3, member("c"))]);
+        let joint = Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2])], members).expect("valid");
+        assert_eq!(decode(&encode(&joint)).expect("decodes"), joint);
+        assert_eq!(decode(&Bytes::new()).expect("decodes"), Membership::default());
+        assert!(decode(&Bytes::from_static(b"\xff\xff")).is_err());
+    }
+}

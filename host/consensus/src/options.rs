@@ -1,0 +1,76 @@
+//! How consensus is started, and why it could not be.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvasir_api::limits;
+use kvasir_storage::StorageError;
+use kvasir_storage::disk::Disk;
+use kvasir_storage::log::LogOptions;
+use kvasir_storage::state::StoreOptions;
+
+use crate::clock::WallClock;
+use crate::membership::Member;
+
+/// How consensus is started.
+#[derive(Clone)]
+pub struct ConsensusOptions {
+    /// The data folder.
+    pub dir: PathBuf,
+    /// The disk under it.
+    pub disk: Arc<dyn Disk>,
+    /// This member. With the token its name makes the node's id at bootstrap; after that the id stands in the data folder.
+    pub member: Member,
+    /// Names the cluster at bootstrap.
+    pub cluster_token: String,
+    /// Between two heartbeats of a leader, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Without a heartbeat for so long a follower stands for election, in milliseconds; drawn from this to twice this.
+    pub election_ms: u64,
+    /// How long a proposal or a read may take, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// Log entries kept below the last durable checkpoint.
+    pub log_keep_entries: u64,
+    /// How the raft log is kept; its fatal handler is set here.
+    pub log: LogOptions,
+    /// How the state file is kept; its fatal handler is set here.
+    pub store: StoreOptions,
+    /// Wall time for stamps; `None` is the system's.
+    pub wall_clock: Option<WallClock>,
+}
+
+impl ConsensusOptions {
+    /// The defaults, on `dir` of `disk`.
+    pub fn new(dir: impl Into<PathBuf>, disk: Arc<dyn Disk>) -> Self {
+        Self {
+            dir: dir.into(),
+            disk,
+            member: Member { name: "default".to_owned(), ..Member::default() },
+            cluster_token: "kvasir-cluster".to_owned(),
+            heartbeat_ms: 100,
+            election_ms: 1_000,
+            request_timeout_ms: limits::REQUEST_TIMEOUT_MS,
+            log_keep_entries: limits::LOG_KEEP_ENTRIES,
+            log: LogOptions::default(),
+            store: StoreOptions::default(),
+            wall_clock: None,
+        }
+    }
+}
+
+/// Why consensus could not be started; each message is one clear line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder, the log or the state file.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The timings do not fit together.
+    #[error("the raft timings do not fit together: {0}; the election timeout must be several heartbeats")]
+    Config(String),
+    /// Raft could not be started on what the data folder holds.
+    #[error("raft cannot start: {0}")]
+    Raft(String),
+    /// This node's identity in the state file cannot be used.
+    #[error("{0}")]
+    Identity(String),
+}

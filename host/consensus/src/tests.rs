@@ -1,0 +1,244 @@
+//! Consensus on simulated disks: openraft's own store suite on our log and state machine, restarts, crashes, purging.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kvasir_api::command::command::Body;
+use kvasir_api::command::{Command, Tick};
+use kvasir_api::etcdserverpb::{PutRequest, RangeRequest};
+use kvasir_machine::{DEFAULT_TENANT, Reply};
+use kvasir_storage::disk::{Disk, Fault, FaultPlan, SimDisk};
+use kvasir_storage::log::{Log, LogOptions};
+use kvasir_storage::state::{Store, StoreOptions};
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::fatal::Fatal;
+use crate::kinds::Kinds;
+use crate::log::LogStore;
+use crate::machine::{Machine, Shared, applied_from};
+use crate::publish::{Publish, Published};
+use crate::{Consensus, ConsensusOptions};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Keeps the revisions it is told.
+#[derive(Default)]
+struct Told(Mutex<Vec<u64>>);
+
+impl Publish for Told {
+    fn publish(&self, batch: Published) {
+        let mut told = self.0.lock();
+        told.extend(batch.changes.iter().map(|change| change.row.rev.main));
+    }
+}
+
+/// Every node in a folder of its own on one disk, so that one can install what another exported.
+struct OnSimDisk {
+    disk: SimDisk,
+    nodes: AtomicU64,
+}
+
+impl StoreBuilder<Kinds, LogStore, Machine> for OnSimDisk {
+    async fn build(&self) -> Result<((), LogStore, Machine), StorageError<Kinds>> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let dir = PathBuf::from(format!("/node-{}", self.nodes.fetch_add(1, Ordering::Relaxed)));
+        disk.create_dir_all(&dir).unwrap();
+        let log = Log::open(Arc::clone(&disk), &dir, log_options()).unwrap();
+        let opened = Store::open(disk, &dir.join("state.redb"), StoreOptions::default()).unwrap();
+        let shared = Arc::new(Shared {
+            clock: Arc::new(Clock::new(0, None)),
+            state: Arc::new(RwLock::new(opened.state)),
+            store: opened.store,
+            fatal: Fatal::new(),
+            applied_index: watch::Sender::new(0),
+            applied: Mutex::new(applied_from(&opened.applied).unwrap()),
+            snapshot: Mutex::new(None),
+            snapshot_path: dir.join("transfer"),
+        });
+        let machine = Machine { shared, publish: Arc::new(Told::default()) };
+        Ok(((), LogStore::new(log, Fatal::new()), machine))
+    }
+}
+
+fn log_options() -> LogOptions {
+    LogOptions { segment_bytes: 256 * 1024, record_bytes_max: 64 * 1024, ..LogOptions::default() }
+}
+
+fn options(disk: &SimDisk) -> ConsensusOptions {
+    ConsensusOptions {
+        heartbeat_ms: 20,
+        election_ms: 100,
+        log: log_options(),
+        ..ConsensusOptions::new("/node", Arc::new(disk.clone()))
+    }
+}
+
+async fn start(disk: &SimDisk) -> (Consensus, Arc<Told>) {
+    start_with(options(disk)).await
+}
+
+async fn start_with(options: ConsensusOptions) -> (Consensus, Arc<Told>) {
+    let told = Arc::new(Told::default());
+    let consensus = Consensus::start(options, Arc::clone(&told) as Arc<dyn Publish>).await.unwrap();
+    consensus.ready(DEADLINE).await.unwrap();
+    (consensus, told)
+}
+
+async fn put(consensus: &Consensus, key: &str, value: &str) -> u64 {
+    let put = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
+    let command = Command { body: Some(Body::Put(put)), ..Command::default() };
+    match consensus.propose(command).await.unwrap() {
+        Reply::Put(reply) => reply.revision,
+        reply => panic!("not a put's reply: {reply:?}"),
+    }
+}
+
+fn get(consensus: &Consensus, key: &str) -> Option<String> {
+    let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
+    let found = consensus.state().read().range(DEFAULT_TENANT, &request).unwrap();
+    found.items.first().map(|item| String::from_utf8(item.value().to_vec()).unwrap())
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "not within {DEADLINE:?}: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_and_the_state_machine_pass_openrafts_store_suite() {
+    let nodes = OnSimDisk { disk: SimDisk::new(1), nodes: AtomicU64::new(0) };
+    Suite::<Kinds, LogStore, Machine, OnSimDisk, ()>::test_store(&nodes).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_applied_published_in_order_and_found_after_a_restart() {
+    let disk = SimDisk::new(7);
+    let (consensus, told) = start(&disk).await;
+    let id = consensus.node_id();
+    for n in 0..50 {
+        assert_eq!(put(&consensus, &format!("k{n}"), "v").await, n + 2);
+    }
+    assert_eq!(*told.0.lock(), (2..52).collect::<Vec<u64>>());
+    let term = consensus.status().term;
+    consensus.shutdown().await;
+    let (consensus, _) = start(&disk).await;
+    assert_eq!(consensus.node_id(), id);
+    assert!(consensus.status().term > term, "a restarted leader is elected anew");
+    assert_eq!(get(&consensus, "k49").as_deref(), Some("v"));
+    assert_eq!(put(&consensus, "more", "v").await, 52);
+    assert_eq!(consensus.members().len(), 1);
+    consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_survives_a_power_cut() {
+    for seed in 0..8 {
+        let disk = SimDisk::new(seed);
+        let (consensus, _) = start(&disk).await;
+        let mut last = 0;
+        for n in 0..20 + seed {
+            last = put(&consensus, &format!("k{n}"), &n.to_string()).await;
+        }
+        let after = disk.crash(seed);
+        let (again, _) = start(&after).await;
+        assert!(again.state().read().revision() >= last, "seed {seed}: revisions never go back");
+        for n in 0..20 + seed {
+            assert_eq!(get(&again, &format!("k{n}")), Some(n.to_string()), "seed {seed}");
+        }
+        again.shutdown().await;
+        consensus.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_proposals_at_once_share_syncs() {
+    let disk = SimDisk::new(3);
+    let (consensus, _) = start(&disk).await;
+    disk.set_sync_delay(Duration::from_millis(2));
+    let before = consensus.log().stats();
+    let writers: Vec<_> = (0..100)
+        .map(|writer| {
+            let consensus = consensus.clone();
+            tokio::spawn(async move {
+                for round in 0..5 {
+                    put(&consensus, &format!("w{writer}"), &round.to_string()).await;
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let after = consensus.log().stats();
+    let (syncs, entries) = (after.syncs - before.syncs, after.entries - before.entries);
+    assert!(entries >= 500 && syncs * 10 <= entries, "{entries} entries took {syncs} syncs");
+    consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_purged_below_a_durable_checkpoint_only_and_the_node_restarts_from_it() {
+    let disk = SimDisk::new(5);
+    let few = ConsensusOptions {
+        log_keep_entries: 20,
+        store: StoreOptions { checkpoint_bytes: 2_000, ..StoreOptions::default() },
+        ..options(&disk)
+    };
+    let (consensus, _) = start_with(few.clone()).await;
+    let mut n = 0u64;
+    let mut purged = 0;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while purged == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the log was never purged");
+        put(&consensus, &format!("k{}", n % 10), &n.to_string()).await;
+        n += 1;
+        let status = consensus.status();
+        purged = status.purged_index;
+        assert!(purged <= status.checkpoint_index);
+    }
+    consensus.shutdown().await;
+    let (consensus, _) = start_with(few).await;
+    assert_eq!(get(&consensus, &format!("k{}", (n - 1) % 10)), Some((n - 1).to_string()));
+    assert_eq!(consensus.state().read().revision(), n + 1);
+    consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_time_goes_on_where_it_was_and_not_while_no_node_ran() {
+    let disk = SimDisk::new(9);
+    let (consensus, _) = start(&disk).await;
+    until("cluster time passes", || consensus.now_cluster_ms() >= 50).await;
+    let tick = Command { body: Some(Body::Tick(Tick {})), ..Command::default() };
+    consensus.propose(tick).await.unwrap();
+    let stamped = consensus.state().read().cluster_ms();
+    assert!(stamped >= 50);
+    consensus.shutdown().await;
+    let (consensus, _) = start(&disk).await;
+    let now = consensus.now_cluster_ms();
+    assert!(now >= stamped, "time went back from {stamped} to {now}");
+    consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_error_in_the_log_is_fatal_and_nothing_is_acknowledged_after_it() {
+    let disk = SimDisk::new(11);
+    let (consensus, _) = start(&disk).await;
+    put(&consensus, "k", "1").await;
+    disk.set_faults(FaultPlan { sync_nth: Some((1, Fault::Eio)), ..FaultPlan::default() });
+    let put = PutRequest { key: "k".into(), value: "2".into(), ..PutRequest::default() };
+    let command = Command { body: Some(Body::Put(put)), ..Command::default() };
+    assert!(consensus.propose(command).await.is_err());
+    let line = tokio::time::timeout(DEADLINE, consensus.fatal()).await.unwrap();
+    assert!(!line.is_empty() && !line.contains('\n'), "{line}");
+    consensus.shutdown().await;
+}

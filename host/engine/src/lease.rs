@@ -1,0 +1,306 @@
+//! Leases: grant, renew, revoke, ask; and their expiry.
+//!
+//! A renewal is answered after it was replicated: every keepalive that waits shares the next `LeaseRenew` entry, and there is no
+//! timer, so that one entry serves as many as came while the last one was under way. The answer is at once the proof of
+//! leadership, and the deadline stands in the state of every member; a lease is therefore neither early nor late across a change
+//! of leader, where etcd refreshes every lease in full (etcd issues 9395, 13294).
+//!
+//! **Invariant:** a lease whose deadline has come is not renewed here: its keepalive waits for the revocation and is answered 0.
+
+use std::time::Duration;
+
+use kvasir_api::Error;
+use kvasir_api::command::command::Body;
+use kvasir_api::command::{LeaseGrant, LeaseRenew, LeaseRevoke, Tick};
+use kvasir_api::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use kvasir_api::limits::{LEASE_RENEW_QUEUE_MAX, LEASE_REVOKE_BATCH_MAX, LEASE_TTL_MAX_S};
+use kvasir_machine::Reply;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::authorise;
+use crate::caller::Caller;
+use crate::engine::Engine;
+use crate::write::unexpected;
+
+/// Renewals in one entry: what fits a request with room to spare.
+const RENEW_BATCH_MAX: usize = 10_000;
+
+/// How long a revocation that failed waits for its next try, in milliseconds.
+const RETRY_MS: u64 = 50;
+
+/// A keepalive that waits for its renewal.
+pub(crate) struct Renewal {
+    id: i64,
+    /// Its TTL in seconds, 0 when there is no such lease.
+    renewed: oneshot::Sender<Result<i64, Error>>,
+}
+
+pub(crate) type Renewals = mpsc::Sender<Renewal>;
+
+pub(crate) fn renewals() -> (Renewals, mpsc::Receiver<Renewal>) {
+    mpsc::channel(LEASE_RENEW_QUEUE_MAX)
+}
+
+/// Where a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Missing,
+    Alive { ttl_s: i64, left_ms: u64 },
+    Expired,
+}
+
+impl Engine {
+    fn lease_standing(&self, caller: &Caller, id: i64) -> Standing {
+        let now_ms = self.cluster_ms();
+        let state = self.consensus().state().read();
+        match state.lease(id).filter(|lease| lease.tenant == caller.tenant) {
+            None => Standing::Missing,
+            Some(lease) if lease.deadline_ms <= now_ms => Standing::Expired,
+            Some(lease) => Standing::Alive { ttl_s: lease.ttl_s, left_ms: lease.deadline_ms - now_ms },
+        }
+    }
+
+    /// Grants a lease (etcd `Lease.LeaseGrant`); with id 0 the id is chosen here.
+    ///
+    /// # Errors
+    /// `LeaseTtlTooLarge`, `LeaseExists`, `NoSpace`, `PermissionDenied`, and what a proposal can fail with.
+    pub async fn lease_grant(&self, caller: &Caller, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        if request.ttl > LEASE_TTL_MAX_S {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        let id = if request.id == 0 { self.fresh_lease_id()? } else { request.id };
+        match self.submit(caller, Body::LeaseGrant(LeaseGrant { id, ttl_s: request.ttl })).await? {
+            Reply::LeaseGrant { revision, id, ttl_s } => {
+                self.inner().counters.leases_granted.add(1);
+                let header = Some(self.header_at(revision));
+                Ok(LeaseGrantResponse { header, id, ttl: ttl_s, error: String::new() })
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// A random positive id that no lease has.
+    fn fresh_lease_id(&self) -> Result<i64, Error> {
+        let state = self.consensus().state().read();
+        loop {
+            let random = getrandom::u64().map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
+            let id = i64::try_from(random >> 1).unwrap_or(0);
+            if id != 0 && state.lease(id).is_none() {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Revokes a lease and deletes its keys (etcd `Lease.LeaseRevoke`).
+    ///
+    /// # Errors
+    /// `LeaseNotFound`, `PermissionDenied`, and what a proposal can fail with.
+    pub async fn lease_revoke(&self, caller: &Caller, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Error> {
+        let revoke = LeaseRevoke { ids: vec![request.id], expiry_term: 0 };
+        match self.submit(caller, Body::LeaseRevoke(revoke)).await? {
+            Reply::LeaseRevoke { revision, .. } => {
+                self.inner().counters.leases_revoked.add(1);
+                Ok(LeaseRevokeResponse { header: Some(self.header_at(revision)) })
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Renews a lease (one request of etcd's `Lease.LeaseKeepAlive`); TTL 0 says that there is no such lease.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NoLeader`, `LeaderChanged`, `Timeout`, `TooManyRequests`.
+    pub async fn lease_keep_alive(&self, caller: &Caller, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
+        authorise::allow_leases(caller)?;
+        // etcd takes the header before the renewal.
+        let header = Some(self.header());
+        let answer = |ttl| Ok(LeaseKeepAliveResponse { header, id, ttl });
+        if self.lease_standing(caller, id) == Standing::Missing {
+            // Only a leader that still is one may say that there is none.
+            self.linearize().await?;
+        }
+        match self.lease_standing(caller, id) {
+            Standing::Missing => return answer(0),
+            Standing::Expired => {
+                self.lease_gone(caller, id).await?;
+                return answer(0);
+            }
+            Standing::Alive { .. } => {}
+        }
+        let (renewed, answered) = oneshot::channel();
+        self.inner().renewals.try_send(Renewal { id, renewed }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
+            mpsc::error::TrySendError::Closed(_) => Error::Stopped,
+        })?;
+        let ttl = answered.await.unwrap_or(Err(Error::Stopped))?;
+        self.inner().counters.leases_renewed.add(1);
+        answer(ttl)
+    }
+
+    /// Waits until an expired lease is revoked.
+    async fn lease_gone(&self, caller: &Caller, id: i64) -> Result<(), Error> {
+        let timeout = Duration::from_millis(self.inner().options.request_timeout_ms);
+        let gone = async {
+            loop {
+                let changed = self.inner().feed.leases.notified();
+                let mut changed = std::pin::pin!(changed);
+                changed.as_mut().enable();
+                if self.lease_standing(caller, id) != Standing::Expired {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(timeout, gone).await.map_err(|_| Error::Timeout)
+    }
+
+    /// What is left of a lease (etcd `Lease.LeaseTimeToLive`); TTL -1 says that there is no such lease.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NoLeader`, `LeaderChanged`, `Timeout`.
+    pub async fn lease_time_to_live(
+        &self,
+        caller: &Caller,
+        request: LeaseTimeToLiveRequest,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
+        authorise::allow_leases(caller)?;
+        self.linearize().await?;
+        let header = Some(self.header());
+        let keys = if request.keys {
+            let state = self.consensus().state().read();
+            state
+                .lease(request.id)
+                .filter(|lease| lease.tenant == caller.tenant)
+                .map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
+        } else {
+            Vec::new()
+        };
+        Ok(match self.lease_standing(caller, request.id) {
+            Standing::Alive { ttl_s, left_ms } => LeaseTimeToLiveResponse {
+                header,
+                id: request.id,
+                ttl: i64::try_from(left_ms / 1_000).unwrap_or(i64::MAX),
+                granted_ttl: ttl_s,
+                keys,
+            },
+            // An expired lease is as good as gone (etcd `lease.NewExpired`).
+            Standing::Missing | Standing::Expired => {
+                LeaseTimeToLiveResponse { header, id: request.id, ttl: -1, granted_ttl: 0, keys: Vec::new() }
+            }
+        })
+    }
+
+    /// Every lease (etcd `Lease.LeaseLeases`).
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NoLeader`, `LeaderChanged`, `Timeout`.
+    pub async fn lease_leases(&self, caller: &Caller, _request: LeaseLeasesRequest) -> Result<LeaseLeasesResponse, Error> {
+        authorise::allow_operator(caller)?;
+        self.linearize().await?;
+        let header = Some(self.header());
+        let state = self.consensus().state().read();
+        let leases =
+            state.leases().filter(|lease| lease.tenant == caller.tenant).map(|lease| LeaseStatus { id: lease.id }).collect();
+        Ok(LeaseLeasesResponse { header, leases })
+    }
+}
+
+/// The task that renews: one entry for all that wait.
+pub(crate) async fn renew(engine: Engine, mut queue: mpsc::Receiver<Renewal>) {
+    let mut waiting: Vec<Renewal> = Vec::new();
+    loop {
+        tokio::select! {
+            () = engine.inner().stop.cancelled() => return,
+            count = queue.recv_many(&mut waiting, RENEW_BATCH_MAX) => if count == 0 { return },
+        }
+        let mut ids: Vec<i64> = waiting.iter().map(|renewal| renewal.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let caller = Caller::client();
+        let result = engine.propose_as(Body::LeaseRenew(LeaseRenew { ids }), caller.origin, caller.tenant).await;
+        let result = match result {
+            Ok(Reply::LeaseRenew { leases, .. }) => Ok(leases),
+            Ok(reply) => Err(unexpected(&reply)),
+            Err(error) => Err(error),
+        };
+        for renewal in waiting.drain(..) {
+            let ttl = result
+                .as_ref()
+                .map_err(Clone::clone)
+                .map(|leases| leases.binary_search_by_key(&renewal.id, |(id, _)| *id).map_or(0, |at| leases[at].1));
+            // Whoever waited may have given up.
+            let _ = renewal.renewed.send(ttl);
+        }
+    }
+}
+
+/// The task that proposes the end of leases whose deadline has come.
+pub(crate) async fn expire(engine: Engine) {
+    let interval_ms = engine.inner().options.lease_scan_interval_ms.max(1);
+    loop {
+        // Not later than the next deadline, not more often than there is something to do; what is due and could not be revoked
+        // is tried again after a pause.
+        let now_ms = engine.cluster_ms();
+        let wait_ms = match engine.consensus().state().read().next_deadline_ms() {
+            Some(at) if at > now_ms => interval_ms.min(at - now_ms),
+            Some(_) => interval_ms.min(RETRY_MS),
+            None => interval_ms,
+        };
+        tokio::select! {
+            () = engine.inner().stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+        }
+        while expire_some(&engine).await {}
+    }
+}
+
+/// Proposes one entry of expiries; `true` when there may be more.
+async fn expire_some(engine: &Engine) -> bool {
+    if engine.inner().stop.is_cancelled() || !engine.is_leader() {
+        return false;
+    }
+    let term = engine.consensus().term();
+    let ids = engine.consensus().state().read().expired(engine.cluster_ms(), LEASE_REVOKE_BATCH_MAX);
+    if ids.is_empty() {
+        return false;
+    }
+    let caller = Caller::client();
+    let revoke = Body::LeaseRevoke(LeaseRevoke { ids, expiry_term: term });
+    match engine.propose_as(revoke, caller.origin, caller.tenant).await {
+        Ok(Reply::LeaseRevoke { revoked, .. }) => {
+            engine.inner().counters.leases_expired.add(revoked.len() as u64);
+            !revoked.is_empty()
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::debug!(%error, "expired leases were not revoked and will be proposed again");
+            false
+        }
+    }
+}
+
+/// The task that replicates a stamp now and then while leases are outstanding, so that a new leader's clock goes on near where
+/// the old one's was.
+pub(crate) async fn stamp(engine: Engine) {
+    let interval_ms = engine.inner().options.lease_stamp_interval_ms.max(1);
+    loop {
+        tokio::select! {
+            () = engine.inner().stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
+        }
+        let stale = {
+            let state = engine.consensus().state().read();
+            state.next_deadline_ms().is_some() && state.cluster_ms().saturating_add(interval_ms) <= engine.cluster_ms()
+        };
+        if !stale || !engine.is_leader() {
+            continue;
+        }
+        let caller = Caller::client();
+        if let Err(error) = engine.propose_as(Body::Tick(Tick {}), caller.origin, caller.tenant).await {
+            tracing::debug!(%error, "a stamp was not replicated");
+        }
+    }
+}

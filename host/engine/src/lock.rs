@@ -1,0 +1,208 @@
+//! Locks as clientv3's `concurrency.Mutex` takes them, on the server's side (etcd `server/etcdserver/api/v3lock`).
+//!
+//! The key is `<name>/<lease in hex>`; the owner is the key of the name with the lowest create revision. Plugins, v3lock and
+//! clientv3's Mutex exclude each other because they write the same keys.
+//!
+//! **Invariant:** waiters are served in the order their keys were created; a caller that goes away leaves no key behind.
+
+use bytes::Bytes;
+use kvasir_api::Error;
+use kvasir_api::command::command::Body;
+use kvasir_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
+use kvasir_api::etcdserverpb::request_op::Request;
+use kvasir_api::etcdserverpb::response_op::Response;
+use kvasir_api::etcdserverpb::{
+    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+};
+use kvasir_api::limits::{LOCK_LEASE_TTL_S, LOCK_WAITERS_MAX};
+use kvasir_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+
+use crate::authorise::{Access, allow};
+use crate::caller::{Caller, KeyRange};
+use crate::engine::Engine;
+
+impl Engine {
+    /// Takes a lock; returns once it is held (etcd `Lock.Lock`). Without a lease a fresh one of 60 s is granted. Dropping the
+    /// future gives the place in the queue up.
+    ///
+    /// # Errors
+    /// `LeaseNotFound`, `PermissionDenied`, `Unknown("mutex: session is expired")` when the lease ends while waiting, and what a
+    /// proposal can fail with.
+    pub async fn lock(&self, caller: &Caller, request: LockRequest) -> Result<LockResponse, Error> {
+        if request.name.is_empty() {
+            return Err(Error::EmptyKey);
+        }
+        let prefix = Bytes::from([&request.name[..], b"/"].concat());
+        allow(caller, Access::Lock, &KeyRange::prefix(prefix.clone()))?;
+        // The right to the lock is the right to its keys and to a lease for them.
+        let holder = Caller { grants: None, ..caller.clone() };
+        let lease = match request.lease {
+            0 => {
+                let grant = LeaseGrantRequest { ttl: LOCK_LEASE_TTL_S, id: 0 };
+                self.lease_grant(&holder, grant).await?.id
+            }
+            lease => lease,
+        };
+        let key = Bytes::from([&prefix[..], format!("{lease:x}").as_bytes()].concat());
+        let _waiting = self.wait_in_line()?;
+        // From here on a key may stand in the queue; whoever leaves early takes it back.
+        let mut place = Place { engine: self.clone(), caller: holder.clone(), key: Some(key.clone()) };
+        let created = self.queue_up(&holder, &prefix, &key, lease).await?;
+        while let Some(ahead) = self.ahead(&holder, &prefix, created).await? {
+            self.until_deleted(holder.tenant, ahead).await?;
+        }
+        let held = self.lock_key(&holder, &key).await?;
+        if held.is_none_or(|held| held != created) {
+            return Err(Error::Unknown("mutex: session is expired".to_owned()));
+        }
+        place.key = None;
+        Ok(LockResponse { header: Some(self.header()), key })
+    }
+
+    /// Gives a lock back (etcd `Lock.Unlock`).
+    ///
+    /// # Errors
+    /// As [`Engine::delete_range`].
+    pub async fn unlock(&self, caller: &Caller, request: UnlockRequest) -> Result<UnlockResponse, Error> {
+        if request.key.is_empty() {
+            return Err(Error::EmptyKey);
+        }
+        allow(caller, Access::Lock, &KeyRange::single(request.key.clone()))?;
+        let holder = Caller { grants: None, ..caller.clone() };
+        let delete = DeleteRangeRequest { key: request.key, ..DeleteRangeRequest::default() };
+        let deleted = self.delete_range(&holder, delete).await?;
+        Ok(UnlockResponse { header: deleted.header })
+    }
+
+    fn wait_in_line(&self) -> Result<Waiting, Error> {
+        let mut waiters = self.inner().lock_waiters.lock();
+        if *waiters >= LOCK_WAITERS_MAX {
+            return Err(Error::TooManyRequests);
+        }
+        *waiters += 1;
+        self.inner().counters.lock_waiters.add(1);
+        Ok(Waiting { engine: self.clone() })
+    }
+
+    /// Puts the lock's key unless it is there; returns its create revision (clientv3 `Mutex.tryAcquire`).
+    async fn queue_up(&self, caller: &Caller, prefix: &Bytes, key: &Bytes, lease: i64) -> Result<i64, Error> {
+        let absent = Compare {
+            result: CompareResult::Equal as i32,
+            target: CompareTarget::Create as i32,
+            key: key.clone(),
+            target_union: Some(TargetUnion::CreateRevision(0)),
+            range_end: Bytes::new(),
+        };
+        let op = |request| RequestOp { request: Some(request) };
+        let put = PutRequest { key: key.clone(), lease, ..PutRequest::default() };
+        let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+        let txn = TxnRequest {
+            compare: vec![absent],
+            success: vec![op(Request::RequestPut(put))],
+            failure: vec![op(Request::RequestRange(get))],
+        };
+        tracing::trace!(?prefix, lease, "waiting for a lock");
+        let done = self.txn(caller, txn).await?;
+        if done.succeeded {
+            return Ok(done.header.map_or(0, |header| header.revision));
+        }
+        match done.responses.into_iter().next().and_then(|op| op.response) {
+            Some(Response::ResponseRange(range)) if !range.kvs.is_empty() => Ok(range.kvs[0].create_revision),
+            _ => Err(Error::Internal("a key that exists was not found in the same transaction".to_owned())),
+        }
+    }
+
+    /// The key right before ours in the queue.
+    async fn ahead(&self, caller: &Caller, prefix: &Bytes, created: i64) -> Result<Option<Bytes>, Error> {
+        let range = KeyRange::prefix(prefix.clone());
+        let request = RangeRequest {
+            key: range.key,
+            range_end: range.range_end,
+            limit: 1,
+            sort_order: SortOrder::Descend as i32,
+            sort_target: SortTarget::Create as i32,
+            max_create_revision: created - 1,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        // What was applied with our own key is enough: whoever is ahead was there before it.
+        let found = self.read(caller.tenant, &request).await?;
+        Ok(found.items.into_iter().next().map(|item| item.key))
+    }
+
+    /// The key's create revision, as of now.
+    async fn lock_key(&self, caller: &Caller, key: &Bytes) -> Result<Option<i64>, Error> {
+        self.linearize().await?;
+        let request = RangeRequest { key: key.clone(), keys_only: true, ..RangeRequest::default() };
+        let found = self.read(caller.tenant, &request).await?;
+        Ok(found.items.first().map(|item| i64::try_from(item.create_revision).unwrap_or(i64::MAX)))
+    }
+
+    async fn until_deleted(&self, tenant: u64, key: Bytes) -> Result<(), Error> {
+        let hub = &self.inner().feed.hub;
+        loop {
+            // Dropped after the wait itself, so that it finds it closed.
+            let _forget = Forget { engine: self, tenant, key: &key };
+            let fired = hub.deleted(tenant, key.clone());
+            let request = RangeRequest { key: key.clone(), keys_only: true, ..RangeRequest::default() };
+            if self.read(tenant, &request).await?.items.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                // A closed hub drops the other end; the loop then ends with the stop.
+                _ = fired => {}
+                () = self.inner().stop.cancelled() => return Err(Error::Stopped),
+            }
+        }
+    }
+}
+
+/// Counts a caller that waits.
+struct Waiting {
+    engine: Engine,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        *self.engine.inner().lock_waiters.lock() -= 1;
+        self.engine.inner().counters.lock_waiters.sub(1);
+    }
+}
+
+/// Forgets a wait for a deletion that nobody waits for any more.
+struct Forget<'a> {
+    engine: &'a Engine,
+    tenant: u64,
+    key: &'a Bytes,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.engine.inner().feed.hub.forget_deleted(self.tenant, self.key);
+    }
+}
+
+/// A place in the queue; deletes its key when it is given up.
+struct Place {
+    engine: Engine,
+    caller: Caller,
+    key: Option<Bytes>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(key) = self.key.take() else { return };
+        let (engine, caller) = (self.engine.clone(), self.caller.clone());
+        if engine.inner().stop.is_cancelled() {
+            return;
+        }
+        self.engine.inner().tasks.spawn(async move {
+            let delete = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
+            let left = engine.propose_as(Body::DeleteRange(delete), caller.origin, caller.tenant).await;
+            if let Err(error) = left {
+                tracing::debug!(%error, "a lock's key is left to its lease");
+            }
+        });
+    }
+}

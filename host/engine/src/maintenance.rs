@@ -1,0 +1,187 @@
+//! Maintenance: alarms, status, members, hashes, the quota.
+//!
+//! **Invariant:** sizes reported to clients are logical bytes, the same that the quota counts, never file sizes.
+
+use kvasir_api::Error;
+use kvasir_api::command::command::Body;
+use kvasir_api::command::{Alarm, QuotaSet};
+use kvasir_api::etcdserverpb::alarm_request::AlarmAction;
+use kvasir_api::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, Member, MemberListRequest,
+    MemberListResponse, StatusRequest, StatusResponse,
+};
+use kvasir_machine::Reply;
+
+use crate::authorise;
+use crate::caller::Caller;
+use crate::engine::Engine;
+use crate::options::StartError;
+use crate::write::unexpected;
+
+/// The etcd release whose API this is: clients take their abilities from it.
+pub(crate) const ETCD_VERSION: &str = "3.6.0";
+
+impl Engine {
+    /// Raises, lifts or lists alarms (etcd `Maintenance.Alarm`).
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `Invalid` for an unknown action, and what a proposal or a read can fail with.
+    pub async fn alarm(&self, caller: &Caller, request: AlarmRequest) -> Result<AlarmResponse, Error> {
+        authorise::allow_operator(caller)?;
+        let action = AlarmAction::try_from(request.action)
+            .map_err(|_| Error::Invalid(format!("alarm action {} is not known", request.action)))?;
+        let activate = match action {
+            AlarmAction::Get => {
+                self.linearize().await?;
+                let state = self.consensus().state().read();
+                let wanted = |alarm: AlarmType| request.alarm == 0 || request.alarm == alarm as i32;
+                let alarms = state
+                    .alarms()
+                    .filter(|(_, alarm)| wanted(*alarm))
+                    .map(|(member_id, alarm)| AlarmMember { member_id, alarm: alarm as i32 })
+                    .collect();
+                return Ok(AlarmResponse { header: Some(self.header_at(state.revision())), alarms });
+            }
+            AlarmAction::Activate => true,
+            AlarmAction::Deactivate => false,
+        };
+        let alarm = Alarm { activate, member_id: request.member_id, alarm: request.alarm };
+        match self.submit(caller, Body::Alarm(alarm)).await? {
+            Reply::Alarm { revision, alarms } => Ok(AlarmResponse {
+                header: Some(self.header_at(revision)),
+                alarms: alarms.into_iter().map(|(member_id, alarm)| AlarmMember { member_id, alarm }).collect(),
+            }),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Where this member stands (etcd `Maintenance.Status`); serializable.
+    ///
+    /// # Errors
+    /// `PermissionDenied`.
+    pub async fn status(&self, caller: &Caller, _request: StatusRequest) -> Result<StatusResponse, Error> {
+        authorise::allow_operator(caller)?;
+        let raft = self.raft_status();
+        let state = self.consensus().state().read();
+        let logical = i64::try_from(state.logical_bytes()).unwrap_or(i64::MAX);
+        let mut errors: Vec<String> =
+            state.alarms().map(|(member, alarm)| format!("memberID:{member} alarm:{} ", alarm.as_str_name())).collect();
+        if raft.leader.is_none() {
+            errors.push(Error::NoLeader.to_string());
+        }
+        Ok(StatusResponse {
+            header: Some(self.header_at(state.revision())),
+            version: ETCD_VERSION.to_owned(),
+            db_size: logical,
+            leader: raft.leader.unwrap_or(0),
+            raft_index: raft.last_log_index,
+            raft_term: raft.term,
+            raft_applied_index: raft.applied_index,
+            errors,
+            db_size_in_use: logical,
+            is_learner: false,
+            storage_version: ETCD_VERSION.to_owned(),
+            db_size_quota: i64::try_from(state.quota_bytes()).unwrap_or(i64::MAX),
+            downgrade_info: None,
+        })
+    }
+
+    /// The cluster's members (etcd `Cluster.MemberList`).
+    ///
+    /// # Errors
+    /// `PermissionDenied`; when linearizable, what a read can fail with.
+    pub async fn member_list(&self, caller: &Caller, request: MemberListRequest) -> Result<MemberListResponse, Error> {
+        authorise::allow_operator(caller)?;
+        if request.linearizable {
+            self.linearize().await?;
+        }
+        let members = self
+            .consensus()
+            .members()
+            .into_iter()
+            .map(|(id, member, is_learner)| Member {
+                id,
+                name: member.name,
+                peer_ur_ls: member.peer_urls,
+                client_ur_ls: member.client_urls,
+                is_learner,
+            })
+            .collect();
+        // Cluster responses leave the revision out.
+        Ok(MemberListResponse { header: Some(self.header_at(0)), members })
+    }
+
+    /// Does nothing and says so (etcd `Maintenance.Defragment`): space is reused online.
+    ///
+    /// # Errors
+    /// `PermissionDenied`.
+    pub async fn defragment(&self, caller: &Caller, _request: DefragmentRequest) -> Result<DefragmentResponse, Error> {
+        authorise::allow_operator(caller)?;
+        Ok(DefragmentResponse { header: Some(self.header()) })
+    }
+
+    /// Makes the state durable and writes it to a snapshot file at `path`, for a backup or for another node; returns its size in
+    /// bytes. The format is kvasir's own (`docs/storage.md`), not etcd's.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `Internal` with the disk's error.
+    pub async fn snapshot(&self, caller: &Caller, path: std::path::PathBuf) -> Result<u64, Error> {
+        authorise::allow_operator(caller)?;
+        let store = self.consensus().store().clone();
+        match tokio::task::spawn_blocking(move || store.export(&path)).await {
+            Ok(Ok(info)) => Ok(info.bytes),
+            Ok(Err(error)) => Err(Error::Internal(error.to_string())),
+            Err(error) => Err(Error::Internal(error.to_string())),
+        }
+    }
+
+    /// Puts the quota in force that the node was started with, when it is another one.
+    pub(crate) async fn set_quota(&self) -> Result<(), StartError> {
+        let Some(bytes) = self.inner().options.quota_bytes else { return Ok(()) };
+        if self.consensus().state().read().quota_bytes() == bytes {
+            return Ok(());
+        }
+        let caller = Caller::client();
+        self.submit(&caller, Body::QuotaSet(QuotaSet { bytes, of_tenant: false }))
+            .await
+            .map(|_| ())
+            .map_err(|error| StartError::NotReady(format!("the quota cannot be set: {error}")))
+    }
+}
+
+/// Raises NOSPACE early, while there is still room to say so: watches the disk's free space.
+pub(crate) async fn watch_space(engine: Engine) {
+    use kvasir_api::limits::{DISK_FREE_BYTES_MIN, DISK_LOOK_INTERVAL_MS};
+    let member_id = engine.node_id();
+    loop {
+        tokio::select! {
+            () = engine.inner().stop.cancelled() => return,
+            () = tokio::time::sleep(std::time::Duration::from_millis(DISK_LOOK_INTERVAL_MS)) => {}
+        }
+        let consensus = engine.consensus().clone();
+        let free = tokio::task::spawn_blocking(move || consensus.free_bytes()).await;
+        let Ok(Some(free)) = free else { continue };
+        let raised = engine
+            .consensus()
+            .state()
+            .read()
+            .alarms()
+            .any(|(member, alarm)| member == member_id && alarm == AlarmType::Nospace);
+        if free >= DISK_FREE_BYTES_MIN || raised || !engine.has_leader() {
+            continue;
+        }
+        tracing::warn!(free_bytes = free, "the disk is nearly full: raising NOSPACE; writes are refused until it is lifted");
+        let alarm = Alarm { activate: true, member_id, alarm: AlarmType::Nospace as i32 };
+        let caller = Caller::client();
+        match engine.propose_as(Body::Alarm(alarm), caller.origin, caller.tenant).await {
+            Ok(_) => {
+                let consensus = engine.consensus().clone();
+                let dropped = tokio::task::spawn_blocking(move || consensus.drop_ballast());
+                if let Err(error) = dropped.await {
+                    tracing::warn!(%error, "the ballast was not dropped");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "NOSPACE was not raised"),
+        }
+    }
+}
