@@ -1,0 +1,368 @@
+//! The door to the plugins for the node's services and command line.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kvasir_api::Error;
+use kvasir_api::command::PluginControl;
+use kvasir_api::command::plugin_control::Action;
+use kvasir_api::kvasir::plugin::v1 as api;
+use kvasir_engine::Engine;
+use kvasir_machine::{PluginRecord, PluginState, Rev, TriggerKind, TriggerRecord, TriggerState};
+use parking_lot::Mutex;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::board::{Code, Counters};
+use crate::compile::{Compiler, hex};
+use crate::install;
+use crate::installed::Installed;
+use crate::linker::linker;
+use crate::logs::LogTail;
+use crate::manifest::short;
+use crate::store::Store;
+use crate::supervisor::Shared;
+use crate::wasm;
+
+/// Plugins' lags are only as large as this in sums.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+
+/// How the host runs.
+#[derive(Debug, Clone)]
+pub struct PluginHostOptions {
+    /// Where compiled code is kept. Made with mode 0700; only files that this host wrote are ever loaded from it.
+    pub cache_dir: PathBuf,
+    /// Threads that guests run on, besides one that compiles and one that ticks. At least 1.
+    pub threads: usize,
+}
+
+/// Why the host did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The folder for compiled code cannot be used.
+    #[error("plugin cache {path}: {source}; make the folder writable for this user")]
+    Cache {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The WebAssembly engine or its threads did not come up.
+    #[error("the WebAssembly engine cannot start: {0}")]
+    Engine(String),
+}
+
+/// Runs the plugins of one node. Clones share the same host.
+#[derive(Clone)]
+pub struct PluginHost {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    wasm: wasmtime::Engine,
+    runtime: Mutex<Option<Runtime>>,
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+    _ticker: wasm::Ticker,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        if let Some(runtime) = self.runtime.lock().take() {
+            // Never waits: the last clone may be dropped on an async thread.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Counters since the host started, and gauges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PluginMetrics {
+    /// Installed plugins.
+    pub plugins: u64,
+    /// Of them, quarantined.
+    pub plugins_quarantined: u64,
+    /// Of them, whose code cannot run here.
+    pub plugins_failed: u64,
+    /// Runs going on now.
+    pub running: u64,
+    /// Runs ended.
+    pub runs_total: u64,
+    /// Runs that failed by the guest's fault.
+    pub faults_total: u64,
+    /// Of them, trapped or stopped by a limit.
+    pub stopped_total: u64,
+    /// Runs repeated because what they read had changed.
+    pub conflicts_total: u64,
+    /// Effects committed.
+    pub effects_total: u64,
+    /// Events parked as dead letters.
+    pub parked_total: u64,
+    /// Times a plugin was quarantined.
+    pub quarantines_total: u64,
+    /// Processor time of guests, in microseconds.
+    pub cpu_us_total: u64,
+    /// Time from start to end of runs, in microseconds.
+    pub run_us_total: u64,
+    /// Largest distance between a watch trigger and the store's revision.
+    pub lag_revisions_max: u64,
+    /// Linear memories in use and kept warm; 0 without pooling.
+    pub pool_memories: u64,
+}
+
+impl PluginHost {
+    /// Starts the host on threads of its own; returns at once, plugins come up in the background.
+    ///
+    /// # Errors
+    /// [`StartError`] when the cache folder or the WebAssembly engine cannot be used.
+    pub fn start(engine: Engine, options: PluginHostOptions) -> Result<Self, StartError> {
+        let wasm = wasm::engine().map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let threads = |error: std::io::Error| StartError::Engine(error.to_string());
+        let ticker = wasm::tick(&wasm).map_err(threads)?;
+        let linker = linker(&wasm).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let compiler = Compiler::start(wasm.clone(), &options.cache_dir)
+            .map_err(|source| StartError::Cache { path: options.cache_dir.clone(), source })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(options.threads.max(1))
+            .thread_name(format!("{}run", wasm::THREAD_NAME_PREFIX))
+            .on_thread_start(wasm::lower_run_priority)
+            .enable_all()
+            .build()
+            .map_err(threads)?;
+        let shared = Shared::new(Store::new(engine), compiler, linker);
+        let (done, ended) = oneshot::channel();
+        let supervised = shared.clone();
+        runtime.spawn(async move {
+            supervised.supervise().await;
+            let _ = done.send(());
+        });
+        let inner = Inner { shared, wasm, runtime: Mutex::new(Some(runtime)), ended: Mutex::new(Some(ended)), _ticker: ticker };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.shared.store
+    }
+
+    fn record(&self, name: &str) -> Result<PluginRecord, Error> {
+        self.store()
+            .plugin(name)
+            .ok_or_else(|| Error::Missing(format!("no plugin is called {}; see `kvasir plugin ls`", short(name))))
+    }
+
+    /// Installs or upgrades a plugin, or with `dry_run` says what would be installed. `component` is the whole component.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the field, grant or part of the component that is wrong, and the remedy;
+    /// [`Error::Precondition`] when the plugin exists and `upgrade` is not set; else why it was not committed.
+    pub async fn install(&self, header: api::install_request::Header, component: Bytes) -> Result<api::InstallResponse, Error> {
+        let (dry_run, upgrade) = (header.dry_run, header.upgrade);
+        let inspected = component.clone();
+        // Validation reads every byte of up to 32 MiB: not on a thread that answers requests.
+        let checked = tokio::task::spawn_blocking(move || install::check(&header, &inspected))
+            .await
+            .map_err(|_| Error::Invalid("the component makes the validator fail; build it again".to_owned()))??;
+        if dry_run {
+            return Ok(checked.response(0));
+        }
+        checked.replicate(self.store(), &component, upgrade).await
+    }
+
+    /// All plugins with the state of their triggers, in order of name.
+    pub fn list(&self) -> api::ListResponse {
+        api::ListResponse { plugins: self.store().plugins().iter().map(|record| self.status(record)).collect() }
+    }
+
+    /// One plugin in full.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when no plugin has the name.
+    pub fn inspect(&self, name: &str) -> Result<api::InspectResponse, Error> {
+        let record = self.record(name)?;
+        let installed = Installed::decode(&record.manifest).map_err(Error::Internal)?;
+        Ok(api::InspectResponse {
+            status: Some(self.status(&record)),
+            permissions: installed.permissions(),
+            manifest_toml: installed.toml,
+            imports: installed.imports,
+            exports: installed.exports,
+            component_bytes: installed.component_bytes,
+        })
+    }
+
+    fn status(&self, record: &PluginRecord) -> api::PluginStatus {
+        let board = self.inner.shared.board(&record.name);
+        let code = board.code(record.generation);
+        let (state, reason) = match (record.state, &code) {
+            (PluginState::Quarantined, _) => ("quarantined", record.reason.clone()),
+            (PluginState::Paused, _) => ("paused", record.reason.clone()),
+            (PluginState::Active, Code::Failed(why)) => ("failed", why.clone()),
+            (PluginState::Active, Code::Compiling) => ("compiling", String::new()),
+            (PluginState::Active, Code::Ready) => ("ready", String::new()),
+        };
+        let installed = Installed::decode(&record.manifest).ok();
+        let triggers = record
+            .triggers
+            .iter()
+            .filter_map(|id| self.store().trigger(&record.name, id))
+            .map(|trigger| self.trigger_status(record, installed.as_ref(), &trigger))
+            .collect();
+        api::PluginStatus {
+            name: record.name.clone(),
+            version: installed.map(|installed| installed.manifest.plugin.version).unwrap_or_default(),
+            generation: record.generation,
+            digest: hex(&record.digest),
+            state: state.to_owned(),
+            reason,
+            triggers,
+        }
+    }
+
+    fn trigger_status(
+        &self,
+        record: &PluginRecord,
+        installed: Option<&Installed>,
+        trigger: &TriggerRecord,
+    ) -> api::TriggerStatus {
+        let numbers = self.inner.shared.board(&record.name).trigger(&trigger.id).numbers();
+        let watch = trigger.kind == TriggerKind::Watch;
+        let cursor = if watch { trigger.cursor.max(numbers.position) } else { Rev::default() };
+        let state = match (record.state, trigger.state) {
+            (PluginState::Quarantined, _) => "quarantined",
+            (PluginState::Paused, _) => "paused",
+            (_, TriggerState::Halted) => "halted",
+            (_, TriggerState::Lost) => "lost",
+            (_, TriggerState::Active) if numbers.state.is_empty() => "idle",
+            (_, TriggerState::Active) => numbers.state,
+        };
+        api::TriggerStatus {
+            id: trigger.id.clone(),
+            kind: if watch { "watch" } else { "schedule" }.to_owned(),
+            detail: installed.map(|installed| detail(installed, &trigger.id)).unwrap_or_default(),
+            cursor_main: cursor.main,
+            cursor_sub: cursor.sub,
+            lag_revisions: if watch { (self.store().revision() + 1).saturating_sub(cursor.main) } else { 0 },
+            node: trigger.owner_node,
+            owner_epoch: trigger.owner_epoch,
+            runs: numbers.runs,
+            faults: numbers.faults,
+            dead_letters: trigger.dead_letters,
+            state: state.to_owned(),
+            last_error: numbers.last_error,
+            last_run_us: numbers.last_run.as_micros() as u64,
+        }
+    }
+
+    /// The last `tail` log lines (0: all that are kept) and a stream of those that follow.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when no plugin has the name.
+    pub fn logs(&self, name: &str, tail: u32) -> Result<LogTail, Error> {
+        let record = self.record(name)?;
+        Ok(self.inner.shared.board(&record.name).log.tail(tail as usize))
+    }
+
+    /// Removes a plugin, its cursors and its dead letters. Keys that it wrote stay.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when no plugin has the name; else why the command was not committed.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        self.record(name)?;
+        self.store().remove(name).await
+    }
+
+    /// Stops a plugin's triggers until it is resumed; cursors stay where they are.
+    ///
+    /// # Errors
+    /// As [`PluginHost::remove`].
+    pub async fn pause(&self, name: &str) -> Result<(), Error> {
+        self.control(name, Action::Pause, "paused by the operator").await
+    }
+
+    /// Lets a paused, quarantined or halted plugin go on.
+    ///
+    /// # Errors
+    /// As [`PluginHost::remove`].
+    pub async fn resume(&self, name: &str) -> Result<(), Error> {
+        self.control(name, Action::Resume, "").await
+    }
+
+    async fn control(&self, name: &str, action: Action, reason: &str) -> Result<(), Error> {
+        self.record(name)?;
+        self.store().control(PluginControl { name: name.to_owned(), action: action.into(), reason: reason.to_owned() }).await
+    }
+
+    /// The events that a plugin could not handle, in order of trigger and history.
+    ///
+    /// # Errors
+    /// As [`PluginHost::remove`].
+    pub async fn dead_letters(&self, name: &str) -> Result<api::DeadLettersResponse, Error> {
+        self.record(name)?;
+        let letters = self.store().dead_letters(name).await?;
+        let letters = letters
+            .into_iter()
+            .map(|(trigger, at, letter)| api::DeadLetter {
+                trigger,
+                main: at.main,
+                sub: at.sub,
+                key: letter.key,
+                error: letter.error,
+                attempts: letter.attempts,
+            })
+            .collect();
+        Ok(api::DeadLettersResponse { letters })
+    }
+
+    /// Counters and gauges for `/metrics`.
+    pub fn metrics(&self) -> PluginMetrics {
+        let counters = &self.inner.shared.counters;
+        let statuses = self.list().plugins;
+        let in_state = |state: &str| statuses.iter().filter(|plugin| plugin.state == state).count() as u64;
+        let triggers = statuses.iter().flat_map(|plugin| &plugin.triggers);
+        PluginMetrics {
+            plugins: statuses.len() as u64,
+            plugins_quarantined: in_state("quarantined"),
+            plugins_failed: in_state("failed"),
+            running: Counters::get(&counters.running),
+            runs_total: Counters::get(&counters.runs),
+            faults_total: Counters::get(&counters.faults),
+            stopped_total: Counters::get(&counters.stopped),
+            conflicts_total: Counters::get(&counters.conflicts),
+            effects_total: Counters::get(&counters.effects),
+            parked_total: Counters::get(&counters.parked),
+            quarantines_total: Counters::get(&counters.quarantined),
+            cpu_us_total: Counters::get(&counters.cpu_us),
+            run_us_total: Counters::get(&counters.run_us),
+            lag_revisions_max: triggers.map(|trigger| trigger.lag_revisions).max().unwrap_or(0),
+            pool_memories: self.inner.wasm.pooling_allocator_metrics().map_or(0, |pool| pool.memories() as u64),
+        }
+    }
+
+    /// Stops all runs and waits for them, at most a few seconds. What a run had not committed is as if it had not run.
+    pub async fn shutdown(&self) {
+        self.inner.shared.cancel.cancel();
+        let ended = self.inner.ended.lock().take();
+        if let Some(ended) = ended {
+            let _ = tokio::time::timeout(STOP_WAIT, ended).await;
+        }
+        if let Some(runtime) = self.inner.runtime.lock().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What a trigger watches or when it runs, in words.
+fn detail(installed: &Installed, id: &str) -> String {
+    let manifest = &installed.manifest;
+    if let Some(watch) = manifest.trigger.watch.iter().find(|watch| watch.id.as_str() == id) {
+        return watch.words();
+    }
+    match manifest.trigger.schedule.iter().find(|schedule| schedule.id.as_str() == id) {
+        Some(schedule) => format!("every {} under the lock {}", schedule.every, schedule.lock(&manifest.plugin.name)),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,378 @@
+//! Runs a watch trigger: history from the cursor, a fresh instance for each batch, and one entry for what it did and the cursor.
+//!
+//! Exactly once: the entry names the generation, the owner epoch and the cursor it starts from, and apply checks all three. Whatever
+//! this runner does twice, after a crash, a timeout or a lost reply, at most one of the two lands.
+//!
+//! **Invariant:** the local position runs ahead of the replicated cursor only over changes that had no effect.
+
+mod resync;
+
+use std::sync::Arc;
+
+use kvasir_api::Error;
+use kvasir_api::command::{DeadLetter, EffectTxn};
+use kvasir_api::limits::CAUSALITY_DEPTH_MAX;
+use kvasir_engine::KeyRange;
+use kvasir_machine::{EffectReply, Rejection, Rev, TriggerRecord, TriggerState};
+
+use crate::active::{Active, Wait, backoff};
+use crate::advance::cursor;
+use crate::bindings::exports::kvasir::plugin::reactor::Batch;
+use crate::board::{Counters, TriggerBoard};
+use crate::imports::types::event;
+
+use crate::logs::cut;
+use crate::manifest::{Mode, OnExhausted, Watch};
+use crate::plan::Plan;
+use crate::run::{Answer, Ended, Input};
+use crate::view::{View, Writes};
+
+/// How far a `latest` trigger looks ahead for newer versions.
+const LATEST_EVENTS_MAX: usize = 4_096;
+const LATEST_BYTES_MAX: usize = 4 << 20;
+/// Longest error text that is kept of a failure.
+const ERROR_BYTES_MAX: usize = 2_048;
+/// Conflicts in a row after which a run waits a moment before it tries again.
+const CONFLICTS_AT_ONCE: u32 = 4;
+
+/// A trigger's runner.
+pub(crate) struct Reactor {
+    active: Arc<Active>,
+    watch: Watch,
+    id: String,
+    keys: KeyRange,
+    board: Arc<TriggerBoard>,
+    epoch: u64,
+    position: Rev,
+    /// Batches to run, the next one last.
+    plans: Vec<Plan>,
+    resync: Option<resync::Scan>,
+    last_effect: u64,
+    conflicts: u32,
+}
+
+/// How to go on.
+enum Next {
+    Go,
+    /// Ask who owns the trigger, and from which cursor.
+    Reload,
+    /// This generation or the host is over.
+    End,
+}
+
+/// What became of an effect.
+enum Landed {
+    Yes,
+    /// Run again: what it relied on changed.
+    Conflict,
+    /// The guest asked for something that cannot be done.
+    Refused(String),
+    Next(Next),
+}
+
+impl Reactor {
+    pub(crate) fn new(active: Arc<Active>, watch: Watch) -> Self {
+        let id = watch.id.to_string();
+        let board = active.board.trigger(&id);
+        let keys = watch.keys();
+        Self {
+            active,
+            watch,
+            id,
+            keys,
+            board,
+            epoch: 0,
+            position: Rev::default(),
+            plans: Vec::new(),
+            resync: None,
+            last_effect: 0,
+            conflicts: 0,
+        }
+    }
+
+    /// Runs until the generation is over.
+    pub(crate) async fn drive(mut self) {
+        self.board.state("idle");
+        loop {
+            let next = match self.record() {
+                Some(record) => self.step(record).await,
+                None => Next::Reload,
+            };
+            match next {
+                Next::Go if self.active.cancel.is_cancelled() => return,
+                Next::Go => {}
+                Next::End => return,
+                Next::Reload => {
+                    self.plans.clear();
+                    self.resync = None;
+                    self.position = Rev::default();
+                    let Some(epoch) = self.active.own(&self.id).await else { return };
+                    self.epoch = epoch;
+                }
+            }
+        }
+    }
+
+    /// The trigger, if this runner still owns it.
+    fn record(&self) -> Option<TriggerRecord> {
+        self.active.store.trigger(&self.active.name, &self.id).filter(|record| record.owner_epoch == self.epoch)
+    }
+
+    async fn step(&mut self, record: TriggerRecord) -> Next {
+        if record.state == TriggerState::Halted {
+            self.board.state("halted");
+            return self.wait_for_registry().await;
+        }
+        if record.state == TriggerState::Lost || self.resync.is_some() {
+            return self.step_resync(record).await;
+        }
+        if let Some(plan) = self.plans.pop() {
+            return self.step_plan(record, plan).await;
+        }
+        self.position = self.position.max(record.cursor);
+        let mut revisions = self.active.store.revisions();
+        revisions.mark_unchanged();
+        let (max_events, max_bytes) = match self.watch.mode {
+            Mode::Every => (self.watch.batch.max_events as usize, self.watch.batch.max_bytes.0 as usize),
+            Mode::Latest => (LATEST_EVENTS_MAX, LATEST_BYTES_MAX),
+        };
+        let tenant = kvasir_machine::DEFAULT_TENANT;
+        let batch =
+            match self.active.store.history(self.position, &self.keys, tenant, max_events, max_bytes, self.watch.prev).await {
+                Ok(batch) => batch,
+                Err(Error::Compacted) => {
+                    self.resync = Some(self.scan());
+                    return Next::Go;
+                }
+                Err(error) => return self.trouble(&error.to_string()).await,
+            };
+        let plan = Plan::choose(&self.watch, &self.active.name, batch);
+        if !plan.events.is_empty() {
+            self.plans.push(plan);
+            return Next::Go;
+        }
+        let moved = plan.next > self.position;
+        self.pass(&record, plan.next);
+        if moved {
+            return Next::Go;
+        }
+        self.board.state("idle");
+        tokio::select! {
+            changed = revisions.changed() => if changed.is_ok() { Next::Go } else { Next::End },
+            () = self.active.cancel.cancelled() => Next::End,
+        }
+    }
+
+    /// Goes past changes that had no effect; the cursor follows with others' some time.
+    fn pass(&mut self, record: &TriggerRecord, to: Rev) {
+        self.position = self.position.max(to);
+        self.board.update(|numbers| numbers.position = self.position);
+        if self.position > record.cursor {
+            self.active.advancer.ask(&self.active.name, &self.id, self.epoch, record.cursor, self.position);
+        }
+    }
+
+    async fn step_plan(&mut self, record: TriggerRecord, mut plan: Plan) -> Next {
+        self.board.state("running");
+        plan.attempts += 1;
+        let depth = plan.depth() + 1;
+        let source = self.active.source(&self.id, plan.attempts);
+        let batch = Batch { trigger: self.id.clone(), events: plan.events.iter().map(event).collect(), whole: plan.whole };
+        let revision = self.active.store.revision().max(self.last_effect);
+        let mut ended = self.active.run(&self.board, source, depth, revision, Input::Events(batch)).await;
+        if ended.answer != Answer::Ok {
+            return self.failed(record, plan, ended).await;
+        }
+        let writes = std::mem::replace(&mut ended.view, View::at(revision)).into_writes();
+        if writes.ops.is_empty() {
+            self.pass(&record, plan.next);
+            return Next::Go;
+        }
+        if depth > CAUSALITY_DEPTH_MAX {
+            let why = format!(
+                "these writes would be the {depth}th in a chain of plugins that write because of each other; {CAUSALITY_DEPTH_MAX} are allowed"
+            );
+            return self.give_up(record, plan, why).await;
+        }
+        match self.land(&record, plan.next, writes, Vec::new(), depth).await {
+            Landed::Yes => Next::Go,
+            Landed::Conflict => {
+                plan.attempts -= 1;
+                self.plans.push(plan);
+                self.after_conflict().await
+            }
+            Landed::Refused(why) => {
+                ended.answer = Answer::Retry(why);
+                self.failed(record, plan, ended).await
+            }
+            Landed::Next(next) => next,
+        }
+    }
+
+    /// Proposes what a run did, with the cursor it leads to.
+    async fn land(
+        &mut self,
+        record: &TriggerRecord,
+        to: Rev,
+        writes: Writes,
+        dead_letters: Vec<DeadLetter>,
+        depth: u32,
+    ) -> Landed {
+        self.active.advancer.cancel(&self.active.name, &self.id);
+        // A move of the idle cursor may have landed meanwhile.
+        let expect = self.record().map_or(record.cursor, |record| record.cursor);
+        let effect = EffectTxn {
+            plugin: self.active.name.clone(),
+            trigger: self.id.clone(),
+            partition: 0,
+            generation: self.active.generation,
+            owner_epoch: self.epoch,
+            expect_cursor: Some(cursor(expect)),
+            new_cursor: Some(cursor(to)),
+            guards: writes.guards,
+            ops: writes.ops,
+            dead_letters,
+        };
+        let caller = self.active.caller(depth);
+        match self.active.store.effect(effect, caller.origin, caller.tenant).await {
+            Ok(EffectReply::Applied { revision }) => {
+                Counters::add(&self.active.counters.effects, 1);
+                self.last_effect = revision;
+                self.conflicts = 0;
+                self.position = self.position.max(to);
+                self.board.update(|numbers| numbers.position = self.position);
+                Landed::Yes
+            }
+            Ok(EffectReply::Rejected { reason }) => match reason {
+                Rejection::GuardBroken { .. } => Landed::Conflict,
+                Rejection::Stale(why) => {
+                    tracing::debug!(plugin = self.active.name, trigger = self.id, why, "an effect came too late");
+                    Landed::Next(Next::Reload)
+                }
+                Rejection::Halted => {
+                    let why = "its dead letters are full; look at `plugin dlq`, then `plugin resume`";
+                    self.board.update(|numbers| numbers.last_error = why.to_owned());
+                    self.active.board.log.host(&self.active.source(&self.id, 0), "error", &format!("halted: {why}"));
+                    Landed::Next(Next::Reload)
+                }
+                Rejection::Refused(error @ (Error::NoSpace | Error::TooManyRequests)) => {
+                    Landed::Next(self.trouble(&error.to_string()).await)
+                }
+                Rejection::TooDeep => {
+                    Landed::Refused("the chain of plugins that write because of each other is too long".to_owned())
+                }
+                Rejection::Invalid(why) => Landed::Refused(why),
+                Rejection::Refused(error) => Landed::Refused(error.to_string()),
+            },
+            Err(error @ (Error::RequestTooLarge | Error::Invalid(_) | Error::PermissionDenied)) => {
+                Landed::Refused(format!("its effect cannot be proposed: {error}"))
+            }
+            // Whether it landed is not known. The cursor will tell: the same effect cannot land twice.
+            Err(error) => match self.trouble(&error.to_string()).await {
+                Next::Go => Landed::Next(Next::Reload),
+                next => Landed::Next(next),
+            },
+        }
+    }
+
+    async fn after_conflict(&mut self) -> Next {
+        Counters::add(&self.active.counters.conflicts, 1);
+        self.conflicts += 1;
+        if self.conflicts <= CONFLICTS_AT_ONCE {
+            return Next::Go;
+        }
+        let wait = std::time::Duration::from_millis(u64::from(self.conflicts.min(50)));
+        if self.active.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
+    }
+
+    /// The node's trouble, not the guest's: nothing is counted.
+    async fn trouble(&mut self, why: &str) -> Next {
+        self.board.update(|numbers| {
+            numbers.state = "backoff";
+            numbers.last_error = cut(why, ERROR_BYTES_MAX);
+        });
+        if self.active.sleep_on_trouble().await == Wait::Cancelled { Next::End } else { Next::Go }
+    }
+
+    async fn failed(&mut self, record: TriggerRecord, mut plan: Plan, ended: Ended) -> Next {
+        if self.active.cancel.is_cancelled() {
+            return Next::End;
+        }
+        let (rejected, stopped, why) = match ended.answer {
+            Answer::Reject(why) => (true, false, why),
+            Answer::Retry(why) => (false, false, why),
+            Answer::Stopped(stop) => (false, true, stop.to_string()),
+            Answer::Ok => return Next::Go,
+        };
+        if let (Some(trouble), false, false) = (&ended.trouble, rejected, stopped) {
+            plan.attempts -= 1;
+            self.plans.push(plan);
+            return self.trouble(trouble).await;
+        }
+        let why = cut(&why, ERROR_BYTES_MAX);
+        let source = self.active.source(&self.id, plan.attempts);
+        if self.active.fault(&self.board, &source, stopped, &why).await {
+            return Next::End;
+        }
+        let failure = self.active.installed.manifest.failure;
+        if rejected || plan.probe || plan.attempts > failure.retries {
+            return self.give_up(record, plan, why).await;
+        }
+        let wait = backoff(&failure, plan.attempts);
+        self.plans.push(plan);
+        self.board.state("backoff");
+        if self.active.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
+    }
+
+    /// No attempt helps: halves the batch to find the event that cannot be handled, then parks it or halts.
+    async fn give_up(&mut self, record: TriggerRecord, plan: Plan, why: String) -> Next {
+        let failure = self.active.installed.manifest.failure;
+        let exhausted = plan.probe || plan.attempts > failure.retries;
+        let plan = match plan.bisect(exhausted) {
+            Ok((first, rest)) => {
+                self.plans.push(rest);
+                self.plans.push(first);
+                return Next::Go;
+            }
+            Err(plan) => *plan,
+        };
+        let Some(change) = plan.events.first() else { return Next::Go };
+        let (at, key) = (change.row.rev, change.row.key.clone());
+        let source = self.active.source(&self.id, plan.attempts);
+        if failure.on_exhausted == OnExhausted::Halt {
+            let reason = format!("trigger {} halted at revision {at} (on-exhausted = halt): {why}", self.id);
+            self.active.quarantine(&source, &reason).await;
+            return Next::End;
+        }
+        let letter = DeadLetter { at: Some(cursor(at)), key: key.clone(), error: why.clone(), attempts: plan.attempts };
+        // A dead letter is no write that others react to, so it adds nothing to a chain; one that is too long ends here.
+        match self.land(&record, plan.next, Writes::default(), vec![letter], 0).await {
+            Landed::Yes => {
+                Counters::add(&self.active.counters.parked, 1);
+                let text = format!(
+                    "parked the event of {} at revision {at} after {} attempts: {why}",
+                    String::from_utf8_lossy(&key),
+                    plan.attempts
+                );
+                self.active.board.log.host(&source, "error", &text);
+                Next::Go
+            }
+            Landed::Conflict => Next::Reload,
+            Landed::Refused(why) => self.trouble(&why).await,
+            Landed::Next(next) => next,
+        }
+    }
+
+    /// Only an operator's command can change how things stand.
+    async fn wait_for_registry(&self) -> Next {
+        let mut changes = self.active.store.registry_changes();
+        changes.mark_unchanged();
+        if self.record().is_none_or(|record| record.state != TriggerState::Halted) {
+            return Next::Go;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_ok() { Next::Go } else { Next::End },
+            () = self.active.cancel.cancelled() => Next::End,
+        }
+    }
+}
