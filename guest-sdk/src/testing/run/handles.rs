@@ -1,0 +1,110 @@
+//! What a task holds: locks and watch cursors.
+//!
+//! Invariant: a lock's key lives as long as its handle, unless somebody deletes it.
+
+use crate::backend::{CursorBackend, LockBackend};
+use crate::testing::run::Call;
+use crate::testing::store::{Logged, Op};
+use crate::testing::world::{Moment, Shared};
+use crate::{Change, Error, Event, Key, Raw, Selection};
+
+/// Takes a lock as etcd's lock service does: a key under the name, with a lease of its own.
+pub(in crate::testing) fn acquire(world: &Shared, name: &[u8]) -> Result<RunLock, Error> {
+    let folder = [name, b"/"].concat();
+    world.clone().with(|inner| {
+        if let Some(holder) = inner.store.scan(&Selection::prefix(&folder), None, u64::MAX).next() {
+            return Err(Error::Conflict(format!("the lock is held by {}", holder.key)));
+        }
+        let lease = inner.store.lease_grant(60);
+        let key = Key::from([folder.as_slice(), format!("{lease:x}").as_bytes()].concat());
+        let create_revision = inner.store.apply([(&key, &Op::Put { value: Raw::default(), lease: Some(lease) })], true);
+        Ok(RunLock { world: world.clone(), key, create_revision, lease })
+    })
+}
+
+pub(in crate::testing) struct RunLock {
+    world: Shared,
+    pub(in crate::testing) key: Key,
+    pub(in crate::testing) create_revision: u64,
+    lease: u64,
+}
+
+impl LockBackend for RunLock {
+    fn fencing_token(&self) -> u64 {
+        self.create_revision
+    }
+
+    fn key(&self) -> Key {
+        self.key.clone()
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        self.world.with(|world| world.store.lease_revoke(self.lease));
+    }
+}
+
+pub(super) struct RunCursor {
+    pub(super) world: Shared,
+    pub(super) what: Selection,
+    pub(super) trigger: String,
+    /// The next revision to look at.
+    pub(super) next: u64,
+}
+
+impl RunCursor {
+    /// Whole revisions, at least one if there is one.
+    fn pull(&mut self, max_events: usize) -> Vec<Event<Raw>> {
+        let mut events: Vec<Event<Raw>> = Vec::new();
+        self.world.clone().with(|world| {
+            let mut upto = world.store.revision();
+            for change in
+                world.store.changes((self.next.saturating_sub(1), u32::MAX)).filter(|change| self.what.contains(&change.key))
+            {
+                if events.len() >= max_events && events.last().is_some_and(|last| last.revision < change.main) {
+                    upto = change.main - 1;
+                    break;
+                }
+                events.push(event(&self.trigger, change, false));
+            }
+            self.next = upto + 1;
+        });
+        events
+    }
+}
+
+impl CursorBackend for RunCursor {
+    fn next(&mut self, max_events: u32, _wait_ms: u32) -> Result<Vec<Event<Raw>>, Error> {
+        if let Some(error) = self.world.injected(&Call::Watch) {
+            return Err(error);
+        }
+        let compacted = self.world.with(|world| world.store.compacted());
+        if self.next <= compacted {
+            return Err(Error::Compacted(compacted));
+        }
+        let events = self.pull(max_events as usize);
+        if !events.is_empty() {
+            return Ok(events);
+        }
+        self.world.interfere(Moment::Wait);
+        Ok(self.pull(max_events as usize))
+    }
+
+    fn position(&self) -> u64 {
+        self.next
+    }
+}
+
+/// A change as handlers see it.
+pub(in crate::testing) fn event(trigger: &str, change: &Logged, with_previous: bool) -> Event<Raw> {
+    Event {
+        trigger: trigger.to_owned(),
+        key: change.key.clone(),
+        change: change.entry.clone().map_or(Change::Delete, Change::Put),
+        revision: change.main,
+        sub: change.sub,
+        previous: if with_previous { change.previous.clone() } else { None },
+        replayed: false,
+    }
+}
