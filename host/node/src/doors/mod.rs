@@ -1,0 +1,104 @@
+//! The doors on the client port: etcd's v3 API and kvasir's own services over gRPC, and a few pages over HTTP.
+//!
+//! A connection is accepted by `listener`, a request passes `front` (rules that hold for every gRPC request) and ends in one of
+//! the services or in `pages`.
+//!
+//! **Invariant:** a door decodes, calls the engine or the plugin host as [`Caller::client`], and encodes; it decides nothing about
+//! keys.
+
+mod cluster;
+mod front;
+mod kv;
+mod lease;
+pub(crate) mod listener;
+mod lock;
+mod maintenance;
+mod metrics;
+mod pages;
+mod plugins;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, Uri};
+use kvasir_api::etcdserverpb::cluster_server::ClusterServer;
+use kvasir_api::etcdserverpb::kv_server::KvServer;
+use kvasir_api::etcdserverpb::lease_server::LeaseServer;
+use kvasir_api::etcdserverpb::maintenance_server::MaintenanceServer;
+use kvasir_api::kvasir::plugin::v1::plugins_server::PluginsServer;
+use kvasir_api::limits;
+use kvasir_api::v3lockpb::lock_server::LockServer;
+use kvasir_engine::{Caller, Engine};
+use kvasir_plugins::PluginHost;
+use tokio::sync::{Semaphore, watch as flag};
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+pub(crate) use front::Front;
+
+/// What every door needs: the engine, the plugins, and to know when the node stops.
+#[derive(Clone)]
+pub(crate) struct Door {
+    engine: Engine,
+    plugins: PluginHost,
+    caller: Arc<Caller>,
+    installs: Arc<Semaphore>,
+    stopping: flag::Receiver<bool>,
+}
+
+impl Door {
+    /// `stopping` turns true when open streams are to end.
+    pub(crate) fn new(engine: Engine, plugins: PluginHost, stopping: flag::Receiver<bool>) -> Door {
+        let installs = Arc::new(Semaphore::new(limits::INSTALLS_MAX));
+        Door { engine, plugins, caller: Arc::new(Caller::client()), installs, stopping }
+    }
+
+    /// Resolves once the node stops.
+    async fn stopped(&mut self) {
+        stopped(&mut self.stopping).await;
+    }
+}
+
+/// Resolves once the flag is true, or once nobody can raise it any more.
+pub(crate) async fn stopped(stopping: &mut flag::Receiver<bool>) {
+    // An error means that the sender is gone, and the node with it.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Everything that is served on the client port.
+pub(crate) fn front(door: Door, health: impl FnOnce(Routes) -> Routes) -> Front {
+    let engine = door.engine.clone();
+    macro_rules! sized {
+        ($server:ident) => {
+            $server::new(door.clone())
+                .max_decoding_message_size(limits::GRPC_RECV_BYTES_MAX)
+                .max_encoding_message_size(usize::MAX)
+        };
+    }
+    let routes = Routes::new(sized!(KvServer))
+        .add_service(watch::WatchService::new(door.clone()))
+        .add_service(sized!(LeaseServer))
+        .add_service(sized!(ClusterServer))
+        .add_service(sized!(MaintenanceServer))
+        .add_service(sized!(LockServer))
+        .add_service(sized!(PluginsServer));
+    let router: Router = health(routes).into_axum_router().merge(pages::router(door)).fallback(nothing_here);
+    Front::new(router.with_state(()), engine)
+}
+
+/// Answers what no service and no page does: gRPC in gRPC's way, HTTP in HTTP's.
+async fn nothing_here(uri: Uri, headers: HeaderMap) -> Response {
+    if !front::is_grpc(&headers) {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
+    let status = match uri.path() {
+        // What etcd answers while auth is off; clientv3 then goes on without a token.
+        "/etcdserverpb.Auth/Authenticate" => Status::new(Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+        path => Status::unimplemented(format!("{path} is not served by this version of kvasir")),
+    };
+    status.into_http::<axum::body::Body>()
+}

@@ -1,0 +1,154 @@
+//! The pages over HTTP: health checks and version as etcd has them, and metrics.
+//!
+//! **Invariant:** a check waits at most as long as a request may take, and reads only.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, Uri, header};
+use kvasir_api::etcdserverpb::{AlarmType, StatusRequest};
+use kvasir_api::limits;
+use serde_json::json;
+
+use super::{Door, metrics};
+
+/// The version of etcd's API that is served, where clients ask for etcd's version.
+pub(crate) const ETCD_VERSION: &str = "3.6.0";
+
+pub(super) fn router(door: Door) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/livez/{check}", get(live))
+        .route("/readyz/{check}", get(ready))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics_page))
+        .with_state(door)
+}
+
+async fn version() -> Response {
+    json_page(
+        StatusCode::OK,
+        json!({
+            "etcdserver": ETCD_VERSION,
+            "etcdcluster": ETCD_VERSION,
+            "storage": ETCD_VERSION,
+            "kvasir": env!("CARGO_PKG_VERSION"),
+        }),
+    )
+}
+
+async fn metrics_page(State(door): State<Door>) -> Response {
+    let text = metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list().plugins);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// etcd's `/health`: no alarm that is not excluded, a leader, and a read that succeeds.
+async fn health(State(door): State<Door>, uri: Uri) -> Response {
+    let excluded = values(&uri, "exclude");
+    let serializable = values(&uri, "serializable").contains(&"true");
+    let alarms = door.alarms().await;
+    let reason = match alarms {
+        Err(reason) => Some(reason),
+        Ok(alarms) => alarms.into_iter().find(|alarm| !excluded.contains(alarm)).map(|alarm| format!("ALARM {alarm}")),
+    };
+    let reason = match reason {
+        Some(reason) => Err(reason),
+        None if serializable => Ok(()),
+        None => door.leader().and(door.linearizable().await.map_err(|reason| format!("QGET ERROR:{reason}"))),
+    };
+    match reason {
+        Ok(()) => json_page(StatusCode::OK, json!({ "health": "true", "reason": "" })),
+        Err(reason) => json_page(StatusCode::SERVICE_UNAVAILABLE, json!({ "health": "false", "reason": reason })),
+    }
+}
+
+async fn live(State(door): State<Door>, uri: Uri) -> Response {
+    checks(&door, &uri, "/livez", &["serializable_read"]).await
+}
+
+async fn ready(State(door): State<Door>, uri: Uri) -> Response {
+    checks(&door, &uri, "/readyz", &["data_corruption", "serializable_read", "linearizable_read"]).await
+}
+
+/// Runs the checks of a page, or the one that its path names, in the form of etcd and Kubernetes.
+async fn checks(door: &Door, uri: &Uri, page: &str, names: &[&str]) -> Response {
+    let named = uri.path().strip_prefix(page).and_then(|rest| rest.strip_prefix('/'));
+    let (excluded, allowed) = (values(uri, "exclude"), values(uri, "allowlist"));
+    let chosen = names.iter().filter(|name| {
+        named.is_none_or(|named| named == **name)
+            && !excluded.contains(*name)
+            && (allowed.is_empty() || allowed.contains(*name))
+    });
+    let (mut report, mut failed, mut ran) = (String::new(), false, 0);
+    for name in chosen {
+        ran += 1;
+        match door.check(name).await {
+            Ok(()) => report.push_str(&format!("[+]{name} ok\n")),
+            Err(reason) => {
+                failed = true;
+                report.push_str(&format!("[-]{name} failed: {reason}\n"));
+            }
+        }
+    }
+    if named.is_some() && ran == 0 {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
+    let verbose = uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")));
+    match (failed, verbose) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, report).into_response(),
+        (false, true) => format!("{report}ok\n").into_response(),
+        (false, false) => "ok\n".into_response(),
+    }
+}
+
+impl Door {
+    async fn check(&self, name: &str) -> Result<(), String> {
+        match name {
+            "data_corruption" => match self.alarms().await?.contains(&"CORRUPT") {
+                true => Err("alarm activated: CORRUPT".to_owned()),
+                false => Ok(()),
+            },
+            "linearizable_read" => self.leader().and(self.linearizable().await),
+            // What is in memory can be read as long as this answers at all.
+            _ => Ok(()),
+        }
+    }
+
+    fn leader(&self) -> Result<(), String> {
+        if self.engine.has_leader() { Ok(()) } else { Err("RAFT NO LEADER".to_owned()) }
+    }
+
+    async fn linearizable(&self) -> Result<(), String> {
+        let wait = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
+        match tokio::time::timeout(wait, self.engine.linearize()).await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err(kvasir_api::Error::Timeout.to_string()),
+        }
+    }
+
+    /// The alarms that this node knows to be raised; asks no other.
+    async fn alarms(&self) -> Result<Vec<&'static str>, String> {
+        let status = self.engine.status(&self.caller, StatusRequest {}).await.map_err(|error| error.to_string())?;
+        let raised = |alarm: &AlarmType| {
+            let named = format!("alarm:{} ", alarm.as_str_name());
+            status.errors.iter().any(|error| error.contains(&named))
+        };
+        let alarms = [AlarmType::Nospace, AlarmType::Corrupt];
+        Ok(alarms.iter().filter(|alarm| raised(alarm)).map(AlarmType::as_str_name).collect())
+    }
+}
+
+/// The values that a query gives to a name.
+fn values<'u>(uri: &'u Uri, name: &str) -> Vec<&'u str> {
+    let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).collect()
+}
+
+fn json_page(status: StatusCode, body: serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
