@@ -1,0 +1,1 @@
+../clientv3/kv.go
