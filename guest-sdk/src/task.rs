@@ -14,7 +14,7 @@ use crate::{Error, Key, Payload, Selection};
 
 /// A task's view of the store and of itself: everything of [`Cx`], and `commit`, leases, locks and watches.
 ///
-/// What is staged and not committed when the task returns is dropped.
+/// What is staged and not yet committed is committed when the task returns `Ok`, and discarded when it returns a fault.
 pub struct TaskCx {
     cx: Cx,
     backend: Rc<dyn TaskBackend>,

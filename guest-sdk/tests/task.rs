@@ -12,6 +12,10 @@ fn tidy(cx: &mut TaskCx) -> Outcome {
     let mode = cx.get("/tidy/mode")?.map(|entry| entry.value.as_str().unwrap_or_default().to_owned()).unwrap_or_default();
     match mode.as_str() {
         "uncommitted" => cx.put("/tidy/a", "1")?,
+        "uncommitted-fault" => {
+            cx.put("/tidy/a", "1")?;
+            return Err(Fault::Retry("not now".to_owned()));
+        }
         "twice" => {
             cx.put("/tidy/a", "1")?;
             let first = cx.commit()?;
@@ -65,11 +69,13 @@ fn harness(mode: &str) -> Harness {
 }
 
 #[test]
-fn what_is_not_committed_is_dropped() {
+fn what_is_still_staged_at_the_end_is_committed_on_ok_and_discarded_on_a_fault() {
     let mut h = harness("uncommitted");
     assert_eq!(h.run_task(), Ok(()));
+    assert!(h.get("/tidy/a").is_some());
+    let mut h = harness("uncommitted-fault");
+    assert!(h.run_task().is_err());
     assert!(h.get("/tidy/a").is_none());
-    assert!(h.logs().iter().any(|line| line.message.contains("1 staged writes that it did not commit")));
 }
 
 #[test]

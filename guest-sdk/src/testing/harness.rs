@@ -344,9 +344,14 @@ impl Harness {
         let lock = acquire(&self.world, name.as_bytes())?;
         let run = self.start(&schedule.id, 1, Some((lock.key.clone(), lock.create_revision)));
         let ended = catch(|| task(&mut TaskCx::new(Rc::clone(&run))));
-        if run.staged() > 0 {
-            log::warn!("the task returned with {} staged writes that it did not commit; they are dropped", run.staged());
-        }
+        // What is still staged on `ok` is committed, as the host does.
+        let ended = match ended {
+            Ended::Ok if run.staged() > 0 => match run.commit_staged() {
+                Ok(_) => Ended::Ok,
+                Err(error) => Ended::Retry(error.to_string()),
+            },
+            ended => ended,
+        };
         drop(lock);
         match ended {
             Ended::Ok => Ok(()),
