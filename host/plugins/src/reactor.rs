@@ -192,6 +192,7 @@ impl Reactor {
             let why = format!(
                 "these writes would be the {depth}th in a chain of plugins that write because of each other; {CAUSALITY_DEPTH_MAX} are allowed"
             );
+            self.board.update(|numbers| numbers.last_error.clone_from(&why));
             return self.give_up(record, plan, why).await;
         }
         match self.land(&record, plan.next, writes, Vec::new(), depth).await {
