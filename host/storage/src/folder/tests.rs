@@ -85,6 +85,6 @@ fn folders_made_above_the_data_folder_survive_a_power_cut() {
         let folder = DataFolder::open(Arc::new(disk.clone()), path).expect("the folder opens");
         drop(folder);
         let after = Arc::new(disk.crash(seed));
-        assert_eq!(after.kind(&path.join("VERSION")).expect("a look"), Some(crate::disk::PathKind::File), "seed {seed}");
+        assert_eq!(after.kind(&path.join("VERSION")).expect("a look"), Some(PathKind::File), "seed {seed}");
     }
 }
