@@ -48,7 +48,8 @@ pub fn guest(package: &str) -> Option<PathBuf> {
         return Some(Path::new(&folder).join(format!("{stem}.wasm")));
     }
     if !wasm_target() {
-        eprintln!("SKIPPED: the {GUEST_TARGET} target is not installed (`cargo xtask wasm-target` gets it): no {package}");
+        let reason = format!("the {GUEST_TARGET} target is not installed; `cargo xtask wasm-target` gets it");
+        crate::skip(&format!("everything with the plugin {package}"), &reason);
         return None;
     }
     let folder = target_dir().join(GUEST_TARGET).join("guest");

@@ -31,8 +31,10 @@ mod eventually;
 pub mod oracle;
 mod process;
 mod random;
+mod skip;
 
 pub use client::{Client, Install, Watching};
 pub use eventually::{DEADLINE, eventually};
 pub use process::{Cli, Failure, Node, NodeBuilder, run};
 pub use random::Random;
+pub use skip::skip;

@@ -107,7 +107,6 @@ async fn load_until_killed(
 
 async fn install_counter(client: &Client) -> bool {
     let Some(component) = artefacts::guest("counter-guest") else {
-        eprintln!("SKIPPED: counting with a plugin");
         return false;
     };
     client.install(&component, Install::accepting()).await.expect("the counting plugin is installed");

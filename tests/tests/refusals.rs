@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kvasir_tests::{Failure, Install, Node, artefacts, run};
+use kvasir_tests::{Failure, Install, Node, artefacts, run, skip};
 
 /// Every file below a folder with its bytes, but for the lock: who holds it writes its process id there.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -231,7 +231,7 @@ fn copy_folder(from: &Path, to: &Path) {
 #[test]
 fn a_folder_that_cannot_be_written_is_refused() {
     if rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: the superuser can write anywhere");
+        skip("a folder that cannot be written", "the superuser can write anywhere");
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -253,7 +253,7 @@ impl Mount {
         match mounted {
             Ok(answer) if answer.status.success() => Some(Self(path)),
             answer => {
-                eprintln!("SKIPPED: a full disk needs a mounted tmpfs, and mount says {answer:?}");
+                skip("a full disk", &format!("it needs a mounted tmpfs, and mount says {answer:?}"));
                 None
             }
         }

@@ -1,6 +1,5 @@
 //! Where the clients under test are, and the server they talk to.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use kvasir_tests::Node;
@@ -55,8 +54,7 @@ pub(crate) fn client(case: &str, variable: &str, name: &str) -> Option<PathBuf> 
 /// When `KVASIR_REQUIRE_CLIENTS=1` makes a skip a failure.
 pub(crate) fn skip(case: &str, reason: &str) {
     assert!(std::env::var_os("KVASIR_REQUIRE_CLIENTS").is_none_or(|it| it != "1"), "{case}: {reason}");
-    // Nothing to do about a terminal that is gone.
-    let _ = writeln!(std::io::stderr().lock(), "SKIPPED: {case}: {reason}");
+    kvasir_tests::skip(case, reason);
 }
 
 /// `target/clients`: beside the profile's folder that the test executable lives in.
