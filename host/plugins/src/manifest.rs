@@ -14,8 +14,8 @@ pub(crate) use units::{Bytes, Name, Span, SpanRange, short};
 
 /// Largest linear memory a manifest can ask for.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 256 << 20;
-/// Largest staged bytes. The effect as a whole must also fit a request; one that does not is refused as the guest's fault.
-const STAGED_BYTES_MAX: u64 = 2 << 20;
+/// Largest staged bytes: with keys and guards the effect must fit a request.
+const STAGED_BYTES_MAX: u64 = 1 << 20;
 const STAGED_OPS_MAX: u32 = 4_096;
 const HOST_CALLS_MAX: u32 = 1_000_000;
 const BATCH_EVENTS_MAX: u32 = 4_096;
