@@ -3,7 +3,7 @@
 //!
 //! A test starts a [`Node`] (a real `kvasir serve` on a free port and a scratch folder), talks to it through [`Client`] (etcd's
 //! gRPC services) or [`Node::cli`] (the binary's own verbs), kills or stops it, starts it again on the same folder, and waits
-//! for conditions with [`eventually`]. [`artefacts`] finds the binaries under test and builds them when they are missing or
+//! for conditions with [`eventually()`]. [`artefacts`] finds the binaries under test and builds them when they are missing or
 //! older than their sources.
 //!
 //! ```no_run
