@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use kvasir_api::limits;
+use semver::Version;
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
 use crate::manifest::short;
@@ -184,7 +185,7 @@ fn check_imports(imports: &[String]) -> Result<(), String> {
             if IMPORTS.contains(&name) {
                 continue;
             }
-        } else if WASI.contains(&interface) && version.starts_with("0.2.") {
+        } else if WASI.contains(&interface) && Version::parse(version).is_ok_and(|asked| (asked.major, asked.minor) == (0, 2)) {
             continue;
         }
         refused.insert(short(import));
