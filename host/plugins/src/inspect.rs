@@ -18,7 +18,7 @@ const VERSION: &str = "0.1.0";
 const IMPORTS: [&str; 7] = ["types", "kv", "watch", "lease", "lock", "log", "context"];
 /// WASI interfaces every toolchain's runtime asks for and that reach nothing outside: clocks, randomness, standard streams that
 /// end in the plugin's log, an empty environment.
-const WASI: [&str; 19] = [
+const WASI: [&str; 18] = [
     "wasi:io/error",
     "wasi:io/poll",
     "wasi:io/streams",
@@ -37,7 +37,6 @@ const WASI: [&str; 19] = [
     "wasi:cli/terminal-stdin",
     "wasi:cli/terminal-stdout",
     "wasi:cli/terminal-stderr",
-    "wasi:clocks/timezone",
 ];
 const NAMES_MAX: usize = 256;
 
@@ -79,9 +78,13 @@ pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, String> {
     })?;
     let mut found = collect(bytes).map_err(|error| format!("the component cannot be read: {}", short(error.message())))?;
     check_imports(&found.imports)?;
-    let ours = |name: &str| format!("{PACKAGE}{name}@{VERSION}");
-    found.reactor = found.exports.contains(&ours("reactor"));
-    found.task = found.exports.contains(&ours("task"));
+    let ours = |wanted: &str| {
+        let export = |name: &String| {
+            name.strip_prefix(PACKAGE)?.split_once('@').filter(|(name, _)| *name == wanted).map(|(_, v)| fits(v))
+        };
+        found.exports.iter().any(|name| export(name) == Some(true))
+    };
+    (found.reactor, found.task) = (ours("reactor"), ours("task"));
     if !found.reactor && !found.task {
         return Err(wrong_world(&found.exports));
     }
@@ -177,7 +180,7 @@ fn check_imports(imports: &[String]) -> Result<(), String> {
     for import in imports {
         let (interface, version) = import.split_once('@').unwrap_or((import, ""));
         if let Some(name) = interface.strip_prefix(PACKAGE) {
-            if version != VERSION {
+            if !fits(version) {
                 return Err(format!(
                     "the component is built against kvasir:plugin@{version}, this node serves kvasir:plugin@{VERSION}; build it with a matching guest SDK"
                 ));
@@ -185,7 +188,7 @@ fn check_imports(imports: &[String]) -> Result<(), String> {
             if IMPORTS.contains(&name) {
                 continue;
             }
-        } else if WASI.contains(&interface) && Version::parse(version).is_ok_and(|asked| (asked.major, asked.minor) == (0, 2)) {
+        } else if WASI.contains(&interface) && compatible(version, "0.2.0") {
             continue;
         }
         refused.insert(short(import));
@@ -200,10 +203,24 @@ fn check_imports(imports: &[String]) -> Result<(), String> {
     ))
 }
 
+/// Whether a version of the contract is one that this node serves.
+fn fits(version: &str) -> bool {
+    compatible(version, VERSION)
+}
+
+/// Whether two versions may stand for each other: as the engine's linker decides it. The major one counts, in 0.x the minor one too;
+/// a pre-release stands for itself only.
+fn compatible(asked: &str, served: &str) -> bool {
+    let (Ok(asked), Ok(served)) = (Version::parse(asked), Version::parse(served)) else { return false };
+    let release = asked.pre.is_empty() && served.pre.is_empty();
+    let same = asked.major == served.major && (asked.major > 0 || asked.minor == served.minor && asked.minor > 0);
+    asked == served || release && same
+}
+
 fn wrong_world(exports: &[String]) -> String {
     let other = exports.iter().find_map(|name| {
         let version = name.strip_prefix(PACKAGE)?.split_once('@')?.1;
-        (version != VERSION).then_some(version)
+        (!fits(version)).then_some(version)
     });
     if let Some(version) = other {
         return format!(

@@ -95,6 +95,47 @@ fn another_version_of_the_contract_and_another_world_are_named() {
 }
 
 #[test]
+fn versions_stand_for_each_other_as_the_linker_has_it() {
+    for (asked, served, fits) in [
+        ("0.1.0", "0.1.0", true),
+        ("0.1.7", "0.1.0", true),
+        ("0.2.0", "0.1.0", false),
+        ("1.1.0", "1.0.0", true),
+        ("2.0.0", "1.0.0", false),
+        ("0.0.1", "0.0.2", false),
+        ("0.1.0-rc.1", "0.1.0", false),
+        ("", "0.1.0", false),
+    ] {
+        assert_eq!(compatible(asked, served), fits, "{asked} for {served}");
+    }
+}
+
+#[test]
+fn a_patch_release_of_the_contract_is_accepted_and_links() {
+    let later = include_str!("../../../../wit/kvasir-plugin.wit").replace("kvasir:plugin@0.1.0;", "kvasir:plugin@0.1.3;");
+    let module = r#"(module
+        (import "kvasir:plugin/kv@0.1.3" "snapshot-revision" (func (result i64)))
+        (memory (export "memory") 1)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (unreachable))
+        (func (export "kvasir:plugin/task@0.1.3#run") (result i32) (unreachable)))"#;
+    let component = wrap(module, &later, "task-plugin");
+    let found = inspect(&component).unwrap();
+    assert!(found.task && !found.reactor);
+    let engine = crate::wasm::engine().unwrap();
+    let linker = crate::linker::linker(&engine).unwrap();
+    let code = wasmtime::component::Component::new(&engine, &component).unwrap();
+    crate::program::Program::link(&linker, &code, found.reactor, found.task).unwrap();
+}
+
+#[test]
+fn wasi_that_is_not_linked_is_refused_by_name() {
+    for import in ["wasi:clocks/timezone@0.2.0", "wasi:io/poll@0.2.0-rc.1", "wasi:io/poll@0.3.0"] {
+        assert!(check_imports(&[import.to_owned()]).unwrap_err().contains(&format!("`{import}`")), "{import}");
+    }
+    check_imports(&["wasi:io/poll@0.2.9".to_owned()]).unwrap();
+}
+
+#[test]
 fn an_embedded_manifest_is_found_outside_and_inside() {
     let toml = b"[plugin]\nname = \"p\"\n";
     let outside = with_section(reactor("(call $ok)"), MANIFEST_SECTION, toml);
