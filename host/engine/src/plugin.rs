@@ -1,45 +1,30 @@
 //! What the plugin host needs: the registry, components, history from a cursor on, reads at a pinned revision, and the commands
 //! that only it proposes.
 //!
-//! **Invariant:** history is given out only up to what is applied and stored, in order, every change of the range once.
+//! **Invariant:** what is proposed here is the plugin host's own; clients' commands go through the methods that authorise them.
 
-use std::sync::Arc;
+mod history;
 
 use bytes::{Bytes, BytesMut};
 use kvasir_api::Error;
 use kvasir_api::command::Origin;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::RangeRequest;
-use kvasir_api::limits::{HISTORY_READ_ROWS_MAX, RANGE_SLICE_KEYS};
+use kvasir_api::limits::RANGE_SLICE_KEYS;
 use kvasir_api::mvccpb::KeyValue;
 use kvasir_machine::{
-    Change, DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Row, Table, TriggerRecord, blob_chunk_key,
-    read_dead_letter_key,
+    DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Table, TriggerRecord, blob_chunk_key, read_dead_letter_key,
 };
 use tokio::sync::watch;
 
 use crate::authorise;
 use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
-use crate::watch::history::{self, Want};
 
-/// Reads of the state file that one call for history may make before it answers with what it has.
-const HISTORY_PIECES_MAX: usize = 16;
+pub use history::HistoryBatch;
+
 /// Dead letters read at once.
 const DEAD_LETTERS_MAX: usize = 1_000;
-
-/// Changes from a cursor on.
-#[derive(Debug, Clone, Default)]
-pub struct HistoryBatch {
-    /// The changes, in order.
-    pub changes: Vec<Change>,
-    /// The next change to look at: the cursor after these.
-    pub next: Rev,
-    /// Everything up to `revision` was looked at; otherwise there may be more from `next` on.
-    pub whole: bool,
-    /// The applied revision that was looked up to.
-    pub revision: u64,
-}
 
 /// A part of a range at one revision.
 #[derive(Debug, Clone, Default)]
@@ -105,6 +90,11 @@ impl Engine {
         self.consensus().state().read().trigger(plugin, trigger, partition).cloned()
     }
 
+    /// Whether a lease is there, as far as this node has applied.
+    pub fn lease_exists(&self, id: i64) -> bool {
+        self.consensus().state().read().lease(id).is_some()
+    }
+
     /// What is known of a component.
     pub fn blob_record(&self, digest: &[u8]) -> Option<kvasir_machine::BlobRecord> {
         self.consensus().state().read().blob(digest)
@@ -158,90 +148,6 @@ impl Engine {
             Ok(Some(whole.freeze()))
         })
         .await
-    }
-
-    /// Changes of a range in order, from `from` (included) up to what is applied. At most `max_events` changes and about
-    /// `max_bytes` bytes of keys and values, at least one change if there is any; with `with_prev` each with the version it
-    /// replaced, as far as that is still there.
-    ///
-    /// # Errors
-    /// `Compacted` when history from there on is no longer whole; a disk fault.
-    pub async fn history(
-        &self,
-        from: Rev,
-        range: &KeyRange,
-        tenant: u64,
-        max_events: usize,
-        max_bytes: usize,
-        with_prev: bool,
-    ) -> Result<HistoryBatch, Error> {
-        let mut batch = HistoryBatch { next: from, revision: self.revision(), ..HistoryBatch::default() };
-        let mut bytes = 0;
-        for _ in 0..HISTORY_PIECES_MAX {
-            if batch.next.main > batch.revision {
-                batch.whole = true;
-                return Ok(batch);
-            }
-            let (changes, upto) = self.history_piece(batch.next, batch.revision, range, tenant, with_prev).await?;
-            for change in changes {
-                let row = &change.row;
-                if row.rev < batch.next {
-                    continue;
-                }
-                let weight = row.key.len() + row.value.len();
-                let full = batch.changes.len() >= max_events || bytes + weight > max_bytes;
-                if full && !batch.changes.is_empty() {
-                    batch.next = row.rev;
-                    return Ok(batch);
-                }
-                bytes += weight;
-                batch.next = Rev { main: row.rev.main, sub: row.rev.sub.saturating_add(1) };
-                batch.changes.push(change);
-            }
-            batch.next = Rev { main: upto + 1, sub: 0 };
-        }
-        Ok(batch)
-    }
-
-    /// Whole revisions from `from.main` on; wanted changes and the revision they go up to.
-    async fn history_piece(
-        &self,
-        from: Rev,
-        to: u64,
-        range: &KeyRange,
-        tenant: u64,
-        with_prev: bool,
-    ) -> Result<(Vec<Change>, u64), Error> {
-        let wanted = |row: &Row| row.tenant == tenant && range.contains_key(&row.key);
-        let recent = self.inner().feed.hub.recent(from.main.saturating_sub(1), HISTORY_READ_ROWS_MAX);
-        if let Some((events, upto)) = recent {
-            let changes = events
-                .iter()
-                .filter(|event| event.main() <= to && wanted(event.row()))
-                .map(|event| Change { row: Arc::clone(event.row()), prev: event.change().prev.clone().filter(|_| with_prev) })
-                .collect();
-            return Ok((changes, upto.min(to)));
-        }
-        self.inner().counters.history_reads.add(1);
-        let range = range.clone();
-        let piece = self
-            .blocking(move |store| {
-                history::read(store, from.main, to, |row| {
-                    if row.tenant != tenant || !range.contains_key(&row.key) {
-                        Want::Nothing
-                    } else if with_prev {
-                        Want::WithPrev
-                    } else {
-                        Want::Row
-                    }
-                })
-            })
-            .await?;
-        // Asked after reading: what was whole then was whole while it was read.
-        if from.main < self.consensus().state().read().retention_floor() {
-            return Err(Error::Compacted);
-        }
-        Ok((piece.changes, piece.upto))
     }
 
     /// A key at a revision (0: now), serializable.

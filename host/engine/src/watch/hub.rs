@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvasir_api::etcdserverpb::{ResponseHeader, WatchResponse};
 use kvasir_consensus::Consensus;
-use kvasir_machine::Change;
+use kvasir_machine::{Change, Rev};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -144,12 +144,9 @@ impl Hub {
         self.ring.lock().after(after, events_max)
     }
 
-    /// Recent changes after `after`, whole revisions, with the revision they go up to; `None` when only the store has them.
-    pub(crate) fn recent(&self, after: u64, events_max: usize) -> Option<(Vec<Arc<Event>>, u64)> {
-        match self.ring_after(after, events_max) {
-            Stretch::Here(events, upto) => Some((events, upto)),
-            Stretch::Gone => None,
-        }
+    /// Recent changes from `from` on, at most `events_max`, and the place after them; `None` when only the store has them.
+    pub(crate) fn recent(&self, from: Rev, events_max: usize) -> Option<(Vec<Arc<Event>>, Rev)> {
+        self.ring.lock().since(from, events_max)
     }
 
     /// Fires when the key may have been deleted. Ask the state after registering, and again after it fired.

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kvasir_machine::Change;
+use kvasir_machine::{Change, Rev};
 
 use super::event::Event;
 
@@ -106,13 +106,25 @@ impl Ring {
         }
         Stretch::Here(self.events.range(start..end).cloned().collect(), upto)
     }
+
+    /// The events from `from` on, which may be within a revision, at most `events_max`, and the place after them; `None` when that
+    /// is not within the ring.
+    pub(super) fn since(&self, from: Rev, events_max: usize) -> Option<(Vec<Arc<Event>>, Rev)> {
+        if from.main < self.from || from.main > self.head {
+            return None;
+        }
+        let start = self.events.partition_point(|event| event.row().rev < from);
+        let end = start.saturating_add(events_max).min(self.events.len());
+        let next = self.events.get(end).map_or(Rev::start_of(self.head + 1), |event| event.row().rev);
+        Some((self.events.range(start..end).cloned().collect(), next))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use kvasir_machine::{Rev, Row};
+    use kvasir_machine::Row;
 
     fn change(main: u64, sub: u32) -> Change {
         Change {
@@ -138,6 +150,23 @@ mod tests {
             Stretch::Here(events, upto) => Some((events.iter().map(|event| event.main()).collect(), upto)),
             Stretch::Gone => None,
         }
+    }
+
+    #[test]
+    fn a_reader_goes_on_within_a_revision() {
+        let mut ring = Ring::new(1 << 20);
+        ring.begin(10);
+        ring.push(vec![change(11, 0), change(11, 1), change(12, 0)], 12);
+        let since = |main, sub, most| {
+            let (events, next) = ring.since(Rev { main, sub }, most)?;
+            Some((events.iter().map(|event| event.row().rev).collect::<Vec<_>>(), next))
+        };
+        let at = |main, sub| Rev { main, sub };
+        assert_eq!(since(11, 0, 1), Some((vec![at(11, 0)], at(11, 1))));
+        assert_eq!(since(11, 1, 1), Some((vec![at(11, 1)], at(12, 0))));
+        assert_eq!(since(11, 2, 9), Some((vec![at(12, 0)], at(13, 0))));
+        assert_eq!(since(13, 0, 9), None);
+        assert_eq!(since(10, 0, 9), None);
     }
 
     #[test]

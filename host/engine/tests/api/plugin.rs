@@ -6,7 +6,7 @@ use kvasir_api::Error;
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{BlobChunk, Origin};
 use kvasir_api::etcdserverpb::request_op::Request;
-use kvasir_api::etcdserverpb::{CompactionRequest, RequestOp, TxnRequest};
+use kvasir_api::etcdserverpb::{CompactionRequest, DeleteRangeRequest, RequestOp, TxnRequest};
 use kvasir_api::limits::BLOB_CHUNK_BYTES;
 use kvasir_engine::{Caller, Engine, EngineOptions, KeyRange};
 use kvasir_machine::{DEFAULT_TENANT, Reply, Rev};
@@ -55,6 +55,44 @@ async fn history_is_given_out_in_order_in_pieces_and_splits_a_large_revision() {
     from_store.compact(&Caller::client(), compact).await.unwrap();
     let lost = from_store.history(Rev { main: 2, sub: 0 }, &KeyRange::prefix(""), DEFAULT_TENANT, 9, 99, false).await;
     assert_eq!(lost.unwrap_err(), Error::Compacted);
+    from_store.shutdown().await;
+    from_ring.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_of_one_revision_of_many_keys_comes_in_bounded_batches_that_count_replaced_versions() {
+    const KEYS: usize = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let few = EngineOptions { watch_ring_bytes_max: 1, ..options(dir.path(), Arc::new(RealDisk)) };
+    let from_store = Engine::start(few).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let from_ring = start(other.path()).await;
+    let value = "v".repeat(400);
+    for engine in [&from_store, &from_ring] {
+        for first in (0..KEYS).step_by(100) {
+            let put = |n: usize| RequestOp { request: Some(Request::RequestPut(put_request(&format!("/c/{n:04}"), &value))) };
+            let success = (first..first + 100).map(put).collect();
+            engine.txn(&Caller::client(), TxnRequest { success, ..TxnRequest::default() }).await.unwrap();
+        }
+        let all = DeleteRangeRequest { key: "/c/".into(), range_end: "/c0".into(), ..DeleteRangeRequest::default() };
+        engine.delete_range(&Caller::client(), all).await.unwrap();
+        let revision = engine.revision();
+        let mut at = Rev { main: revision, sub: 0 };
+        let mut seen = Vec::new();
+        while at.main <= revision {
+            let batch = engine.history(at, &KeyRange::prefix("/c/"), DEFAULT_TENANT, 64, 4_000, true).await.unwrap();
+            let bytes = |change: &kvasir_machine::Change| {
+                change.row.key.len() + change.prev.as_ref().map_or(0, |prev| prev.value.len())
+            };
+            assert!(batch.changes.iter().map(bytes).sum::<usize>() <= 4_000, "{} changes", batch.changes.len());
+            assert!(batch.changes.iter().all(|change| change.row.tombstone && change.prev.is_some()));
+            seen.extend(batch.changes.iter().map(|change| change.row.rev.sub as usize));
+            // The last batch of a revision is known to be the last.
+            assert_eq!(batch.next.main > revision, seen.len() == KEYS);
+            at = batch.next;
+        }
+        assert!(seen.iter().copied().eq(0..KEYS));
+    }
     from_store.shutdown().await;
     from_ring.shutdown().await;
 }
