@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** waiters are served in the order their keys were created; a caller that goes away leaves no key behind.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
@@ -17,6 +19,7 @@ use kvasir_api::etcdserverpb::{
 };
 use kvasir_api::limits::{LOCK_LEASE_TTL_S, LOCK_WAITERS_MAX};
 use kvasir_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use tokio::time::Instant;
 
 use crate::authorise::{Access, allow};
 use crate::caller::{Caller, KeyRange};
@@ -30,6 +33,20 @@ impl Engine {
     /// `LeaseNotFound`, `PermissionDenied`, `Unknown("mutex: session is expired")` when the lease ends while waiting, and what a
     /// proposal can fail with.
     pub async fn lock(&self, caller: &Caller, request: LockRequest) -> Result<LockResponse, Error> {
+        self.lock_within(caller, request, Duration::MAX).await?.ok_or(Error::Timeout)
+    }
+
+    /// As [`Engine::lock`], but waits at most `patience` for those who were first in the queue; `None` when one of them is still
+    /// there, and the place is given up. The time that taking the place takes is not counted.
+    ///
+    /// # Errors
+    /// As [`Engine::lock`].
+    pub async fn lock_within(
+        &self,
+        caller: &Caller,
+        request: LockRequest,
+        patience: Duration,
+    ) -> Result<Option<LockResponse>, Error> {
         if request.name.is_empty() {
             return Err(Error::EmptyKey);
         }
@@ -49,15 +66,24 @@ impl Engine {
         // From here on a key may stand in the queue; whoever leaves early takes it back.
         let mut place = Place { engine: self.clone(), caller: holder.clone(), key: Some(key.clone()) };
         let created = self.queue_up(&holder, &prefix, &key, lease).await?;
+        // None: longer than there is time.
+        let deadline = Instant::now().checked_add(patience);
         while let Some(ahead) = self.ahead(&holder, &prefix, created).await? {
-            self.until_deleted(holder.tenant, ahead).await?;
+            let gone = self.until_deleted(holder.tenant, ahead);
+            match deadline {
+                None => gone.await?,
+                Some(deadline) => match tokio::time::timeout_at(deadline, gone).await {
+                    Ok(gone) => gone?,
+                    Err(_) => return Ok(None),
+                },
+            }
         }
         let held = self.lock_key(&holder, &key).await?;
         if held.is_none_or(|held| held != created) {
             return Err(Error::Unknown("mutex: session is expired".to_owned()));
         }
         place.key = None;
-        Ok(LockResponse { header: Some(self.header()), key })
+        Ok(Some(LockResponse { header: Some(self.header()), key }))
     }
 
     /// Gives a lock back (etcd `Lock.Unlock`).

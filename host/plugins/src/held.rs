@@ -38,6 +38,20 @@ impl Held {
     /// # Errors
     /// What the engine said to the lease or the lock.
     pub(crate) async fn acquire(store: &Store, caller: &Caller, name: &Bytes) -> Result<Self, Error> {
+        Self::acquire_within(store, caller, name, Duration::MAX).await?.ok_or(Error::Timeout)
+    }
+
+    /// As [`Held::acquire`], but waits at most `patience` for those who were first; none at all takes a lock that is free. `None`
+    /// when it is still another's then.
+    ///
+    /// # Errors
+    /// As [`Held::acquire`].
+    pub(crate) async fn acquire_within(
+        store: &Store,
+        caller: &Caller,
+        name: &Bytes,
+        patience: Duration,
+    ) -> Result<Option<Self>, Error> {
         let caller = Caller { grants: None, ..caller.clone() };
         let lease = store.lease_grant(&caller, LEASE_TTL_S).await?;
         let lost = CancellationToken::new();
@@ -45,14 +59,14 @@ impl Held {
         // From here on dropping this value, which an abandoned wait does too, ends the lease and with it the place in the queue.
         let mut held =
             Self { store: store.clone(), caller, key: Bytes::new(), create_revision: 0, lease, lost, keeper, released: false };
-        let key = store.lock(&held.caller, name, lease).await?;
+        let Some(key) = store.lock_within(&held.caller, name, lease, patience).await? else { return Ok(None) };
         let entry = store.get(&held.caller, &key, store.revision()).await?;
         held.create_revision = entry.map_or(0, |entry| entry.create_revision);
         held.key = key;
         if held.create_revision == 0 {
             return Err(Error::Unknown("the lock was lost as soon as it was won".to_owned()));
         }
-        Ok(held)
+        Ok(Some(held))
     }
 
     pub(crate) fn key(&self) -> &Bytes {
@@ -114,4 +128,31 @@ async fn keep_alive(store: Store, caller: Caller, lease: i64, lost: Cancellation
         }
     }
     lost.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvasir_engine::{Engine, EngineOptions};
+    use kvasir_storage::disk::RealDisk;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_try_takes_a_free_lock_and_no_other_and_a_wait_is_for_the_queue_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(EngineOptions::new(dir.path().join("data"), Arc::new(RealDisk))).await.unwrap();
+        let (store, caller, name) = (Store::new(engine.clone()), Caller::client(), Bytes::from_static(b"/jobs"));
+        let within = |patience| Held::acquire_within(&store, &caller, &name, patience);
+        // Nobody is before it: that taking a lock takes a few commits does not count against the wait.
+        let first = within(Duration::ZERO).await.unwrap().unwrap();
+        assert!(within(Duration::ZERO).await.unwrap().is_none(), "it is held");
+        assert!(within(Duration::from_millis(20)).await.unwrap().is_none());
+        let (second, ()) = tokio::join!(within(Duration::MAX), first.release());
+        let second = second.unwrap().unwrap();
+        assert!(second.create_revision() > 0);
+        second.release().await;
+        engine.shutdown().await;
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** what a guest asks for was authorised by `Engine::authorise` before it comes here.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
@@ -232,15 +234,27 @@ impl Store {
         self.engine.lease_revoke(caller, LeaseRevokeRequest { id }).await.map(drop)
     }
 
+    /// Whether the lease is there, as far as this node has applied.
+    pub(crate) fn lease_exists(&self, id: i64) -> bool {
+        self.engine.lease_exists(id)
+    }
+
     /// Seconds left and seconds granted.
     pub(crate) async fn lease_time_to_live(&self, caller: &Caller, id: i64) -> Result<(i64, i64), Error> {
         let status = self.engine.lease_time_to_live(caller, LeaseTimeToLiveRequest { id, keys: false }).await?;
         if status.ttl < 0 { Err(Error::LeaseNotFound) } else { Ok((status.ttl, status.granted_ttl)) }
     }
 
-    /// Waits for a lock and returns its key.
-    pub(crate) async fn lock(&self, caller: &Caller, name: &Bytes, lease: i64) -> Result<Bytes, Error> {
-        Ok(self.engine.lock(caller, LockRequest { name: name.clone(), lease }).await?.key)
+    /// Waits for a lock and returns its key; `None` when others still have it after `patience`.
+    pub(crate) async fn lock_within(
+        &self,
+        caller: &Caller,
+        name: &Bytes,
+        lease: i64,
+        patience: Duration,
+    ) -> Result<Option<Bytes>, Error> {
+        let request = LockRequest { name: name.clone(), lease };
+        Ok(self.engine.lock_within(caller, request, patience).await?.map(|locked| locked.key))
     }
 
     async fn propose(&self, body: Body) -> Result<Reply, Error> {

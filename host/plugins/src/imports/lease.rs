@@ -1,5 +1,6 @@
 //! `lease`: for tasks. A plugin handles only leases that it granted: revoking another's would delete keys it has no right to.
 
+use super::task::LEASES_MAX;
 use super::types::refusal;
 use crate::bindings::kvasir::plugin::lease::{Host, Status};
 use crate::bindings::kvasir::plugin::types as wit;
@@ -12,6 +13,10 @@ impl Host for Run {
         self.charge()?;
         if let Err(error) = self.leases_allowed() {
             return Ok(Err(error));
+        }
+        let store = &self.facts.store;
+        if self.task.as_ref().is_some_and(|task| !task.leases().has_room(|id| !store.lease_exists(id))) {
+            return Ok(Err(wit::Error::Limit(format!("a plugin holds at most {LEASES_MAX} leases; revoke one first"))));
         }
         let Ok(ttl_s) = i64::try_from(ttl_s) else {
             return Ok(Err(wit::Error::Invalid("the time to live is too long".to_owned())));
@@ -46,7 +51,8 @@ impl Host for Run {
             Err(error) => return Ok(Err(error)),
         };
         let revoked = self.facts.store.lease_revoke(&self.facts.caller, id).await.map_err(|error| refusal(&error, "leases", 0));
-        if let Some(task) = &self.task {
+        // A revoke that failed may be asked for again.
+        if let (Ok(()) | Err(wit::Error::NotFound(_)), Some(task)) = (&revoked, &self.task) {
             task.leases().remove(id);
         }
         Ok(self.noting(revoked))

@@ -9,6 +9,7 @@ use super::types::{key, refusal};
 use crate::bindings::kvasir::plugin::lock::{Host, HostHandle};
 use crate::bindings::kvasir::plugin::types as wit;
 use crate::held::Held;
+use crate::imports::task::LOCKS_MAX;
 use crate::run::Run;
 
 /// The host's side of a guest's lock: its place among the task's held locks, which a commit is guarded by.
@@ -59,18 +60,23 @@ impl HostHandle for Run {
 
 impl Run {
     async fn acquire_lock(&mut self, name: Vec<u8>, wait_ms: u64) -> Result<Held, wit::Error> {
-        if self.task.is_none() {
+        let Some(task) = &self.task else {
             return Err(wit::Error::Unsupported(
                 "locks are for tasks: a reactor's effect is guarded by what it read".to_owned(),
             ));
+        };
+        if task.locks_held() >= LOCKS_MAX {
+            return Err(wit::Error::Limit(format!(
+                "a run holds at most {LOCKS_MAX} locks besides its own; drop a handle first"
+            )));
         }
         let name = key(name)?;
         self.allow(Access::Lock, &KeyRange::single(name.clone()))?;
         let wait = Duration::from_millis(wait_ms);
-        match tokio::time::timeout(wait, Held::acquire(&self.facts.store, &self.facts.caller, &name)).await {
-            Ok(Ok(held)) => Ok(held),
-            Ok(Err(error)) => Err(refusal(&error, "the lock", 0)),
-            Err(_) => Err(wit::Error::Conflict(format!("the lock is still held by another after {wait_ms} ms"))),
+        match Held::acquire_within(&self.facts.store, &self.facts.caller, &name, wait).await {
+            Ok(Some(held)) => Ok(held),
+            Err(error) => Err(refusal(&error, "the lock", 0)),
+            Ok(None) => Err(wit::Error::Conflict(format!("the lock is still held by another after {wait_ms} ms"))),
         }
     }
 }

@@ -16,21 +16,26 @@ use crate::store::Store;
 use crate::view::View;
 
 /// Leases that a plugin holds at most on this node.
-const LEASES_MAX: usize = 1_024;
+pub(crate) const LEASES_MAX: usize = 1_024;
 /// Locks that one run holds at most besides its own.
-const LOCKS_MAX: usize = 64;
+pub(crate) const LOCKS_MAX: usize = 64;
 
 /// The leases that a plugin granted on this node, over all of its runs.
 #[derive(Clone, Default)]
 pub(crate) struct Leases(Arc<Mutex<BTreeSet<i64>>>);
 
 impl Leases {
-    pub(crate) fn add(&self, id: i64) {
+    /// Whether there is room for another, once those that `gone` says have ended are forgotten.
+    pub(crate) fn has_room(&self, gone: impl Fn(i64) -> bool) -> bool {
         let mut ids = self.0.lock();
         if ids.len() >= LEASES_MAX {
-            ids.pop_first();
+            ids.retain(|id| !gone(*id));
         }
-        ids.insert(id);
+        ids.len() < LEASES_MAX
+    }
+
+    pub(crate) fn add(&self, id: i64) {
+        self.0.lock().insert(id);
     }
 
     pub(crate) fn remove(&self, id: i64) {
@@ -75,11 +80,13 @@ impl Task {
         self.commits
     }
 
-    /// Keeps a lock the guest took; past the bound the oldest is released.
+    /// Locks that the guest took besides the task's own.
+    pub(crate) fn locks_held(&self) -> usize {
+        self.more.len()
+    }
+
+    /// Keeps a lock the guest took.
     pub(crate) fn add_lock(&mut self, held: Held) -> u32 {
-        if self.more.len() >= LOCKS_MAX {
-            self.more.pop_first();
-        }
         let slot = self.next;
         self.next += 1;
         self.more.insert(slot, held);
@@ -165,5 +172,23 @@ fn refused(reason: Rejection) -> wit::Error {
         Rejection::TooDeep => wit::Error::Limit("the chain of plugins that write because of each other is too long".to_owned()),
         Rejection::Invalid(why) => wit::Error::Invalid(why),
         Rejection::Refused(error) => super::types::refusal(&error, "the writes", 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_never_forgotten_while_it_lives() {
+        let leases = Leases::default();
+        for id in 1..=LEASES_MAX as i64 {
+            assert!(leases.has_room(|_| false));
+            leases.add(id);
+        }
+        assert!(!leases.has_room(|_| false));
+        assert!(leases.holds(1), "the oldest is still its own");
+        assert!(leases.has_room(|id| id == 7), "one that ended makes room");
+        assert!(leases.holds(1) && !leases.holds(7));
     }
 }
