@@ -110,10 +110,10 @@ impl View {
         Ok(())
     }
 
-    /// Remembers that the run depends on what a page of the snapshot showed: all keys of the range that come after `after`, up to
-    /// the page's last when there are more.
-    pub(crate) fn read_page(&mut self, keys: &KeyRange, after: Option<&Bytes>, page: &Page) -> Result<(), Full> {
-        let start = after.map_or_else(|| keys.key.clone(), following);
+    /// Remembers that the run depends on what a page of the snapshot showed: all keys of the range, up to the page's last when there
+    /// are more.
+    pub(crate) fn read_page(&mut self, keys: &KeyRange, page: &Page) -> Result<(), Full> {
+        let start = keys.key.clone();
         let end = match page.entries.last() {
             Some(last) if page.more => following(&last.key),
             // A page that is cut before its first key showed nothing.
@@ -141,11 +141,10 @@ impl View {
     }
 
     /// A page of the snapshot with the run's own writes over it, at most `limit` entries.
-    pub(crate) fn overlay(&self, keys: &KeyRange, after: Option<&Bytes>, page: Page, limit: usize, keys_only: bool) -> Page {
+    pub(crate) fn overlay(&self, keys: &KeyRange, page: Page, limit: usize, keys_only: bool) -> Page {
         let cut_at = page.entries.last().filter(|_| page.more).map(|entry| entry.key.clone());
         let mut merged: BTreeMap<Bytes, Entry> = page.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        let from = after.map_or_else(|| keys.key.clone(), following);
-        for (key, (_, staged)) in self.staged.range(from..) {
+        for (key, (_, staged)) in self.staged.range(keys.key.clone()..) {
             let past = !keys.contains_key(key) || cut_at.as_ref().is_some_and(|last| key > last);
             if past {
                 break;
@@ -200,6 +199,13 @@ pub(crate) fn own(key: &Bytes, value: Bytes, lease: i64) -> Entry {
     Entry { key: key.clone(), value, create_revision: 0, mod_revision: 0, version: 0, lease }
 }
 
+/// What a scan of `keys` has before it that goes on after `after`: never more than the range. `None` when nothing is left.
+pub(crate) fn rest(keys: &KeyRange, after: Option<&Bytes>) -> Option<KeyRange> {
+    let Some(after) = after.filter(|after| **after >= keys.key) else { return Some(keys.clone()) };
+    let rest = KeyRange::new(following(after), keys.range_end.clone());
+    (!keys.is_single() && !rest.is_empty()).then_some(rest)
+}
+
 /// The first key after `key`.
 pub(crate) fn following(key: &Bytes) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
@@ -233,7 +239,7 @@ mod tests {
         view.stage("/b".into(), put("elsewhere"), 10, 1000).unwrap();
         let range = KeyRange::prefix("/a/");
         let page = Page { entries: vec![entry("/a/1", 3), entry("/a/3", 5)], more: false };
-        let seen = view.overlay(&range, None, page, 10, false);
+        let seen = view.overlay(&range, page, 10, false);
         assert_eq!(keys(&seen), [b"/a/2", b"/a/3"]);
         assert!(!seen.more);
         assert_eq!(seen.entries[0].value, "new");
@@ -245,11 +251,16 @@ mod tests {
         view.stage("/a/9".into(), put("new"), 10, 1000).unwrap();
         view.stage("/a/0".into(), put("new"), 10, 1000).unwrap();
         let range = KeyRange::prefix("/a/");
-        let first = view.overlay(&range, None, Page { entries: vec![entry("/a/1", 3)], more: true }, 1, false);
+        let first = view.overlay(&range, Page { entries: vec![entry("/a/1", 3)], more: true }, 1, false);
         assert_eq!(keys(&first), [b"/a/0"], "the limit holds with the overlay");
         assert!(first.more);
         let after = Bytes::from_static(b"/a/0");
-        let second = view.overlay(&range, Some(&after), Page { entries: vec![entry("/a/1", 3)], more: false }, 10, false);
+        let second = view.overlay(
+            &rest(&range, Some(&after)).unwrap(),
+            Page { entries: vec![entry("/a/1", 3)], more: false },
+            10,
+            false,
+        );
         assert_eq!(keys(&second), [b"/a/1", b"/a/9"]);
     }
 
@@ -273,13 +284,32 @@ mod tests {
     }
 
     #[test]
+    fn a_scan_that_goes_on_after_a_key_stays_in_its_range() {
+        let left = |keys: &KeyRange, after: &'static str| rest(keys, Some(&Bytes::from_static(after.as_bytes())));
+        let range = KeyRange::prefix("/a/");
+        assert_eq!(rest(&range, None), Some(range.clone()));
+        assert_eq!(left(&range, "/"), Some(range.clone()), "before the range is its start");
+        assert_eq!(left(&range, "/a/"), Some(KeyRange::new("/a/\0", "/a0")));
+        assert_eq!(left(&range, "/a/7"), Some(KeyRange::new("/a/7\0", "/a0")));
+        assert_eq!(left(&range, "/a0"), None, "behind the range nothing is left");
+        assert_eq!(left(&range, "/b"), None);
+        let open = KeyRange::prefix("");
+        assert_eq!(left(&open, "/b"), Some(KeyRange::new("/b\0", "\0")));
+        let single = KeyRange::single("/a");
+        assert_eq!(left(&single, "/"), Some(single.clone()));
+        assert_eq!(left(&single, "/a"), None);
+        assert_eq!(left(&single, "/b"), None);
+    }
+
+    #[test]
     fn what_was_read_becomes_guards() {
         let mut view = View::at(9);
         view.read_key(&"here".into(), Some(&entry("here", 7))).unwrap();
         view.read_key(&"absent".into(), None).unwrap();
         let range = KeyRange::prefix("/a/");
-        view.read_page(&range, None, &Page { entries: vec![entry("/a/1", 3), entry("/a/2", 8)], more: true }).unwrap();
-        view.read_page(&range, Some(&"/a/2".into()), &Page { entries: vec![], more: false }).unwrap();
+        view.read_page(&range, &Page { entries: vec![entry("/a/1", 3), entry("/a/2", 8)], more: true }).unwrap();
+        let after = rest(&range, Some(&"/a/2".into())).unwrap();
+        view.read_page(&after, &Page { entries: vec![], more: false }).unwrap();
         let guards: Vec<guard::Guard> = view.into_writes().guards.into_iter().filter_map(|guard| guard.guard).collect();
         assert_eq!(
             guards,

@@ -1,6 +1,7 @@
 //! `kv`: reads of the run's snapshot and staged writes; for tasks, commits.
 
 use bytes::Bytes;
+use kvasir_api::Error;
 use kvasir_engine::{Access, KeyRange};
 
 use super::types::{entry, is_trouble, key, range, refusal, words};
@@ -8,7 +9,7 @@ use crate::bindings::kvasir::plugin::kv::{Host, Page, ScanOptions};
 use crate::bindings::kvasir::plugin::types as wit;
 use crate::run::Run;
 use crate::stop::Stop;
-use crate::view::{Full, Staged, own};
+use crate::view::{Full, Staged, own, rest};
 
 /// Entries of a page when the guest asks for none in particular, and at most.
 const PAGE_ENTRIES: u32 = 256;
@@ -96,8 +97,16 @@ impl Run {
     async fn snapshot_get(&mut self, key: &Bytes) -> Result<Option<crate::store::Entry>, wit::Error> {
         let revision = self.view.revision();
         let found = self.facts.store.get(&self.facts.caller, key, revision).await;
-        let found = found.map_err(|error| refusal(&error, "the key", self.facts.store.compact_revision()));
-        self.noting(found)
+        self.of_snapshot(found, "the key")
+    }
+
+    /// An answer about this run's snapshot: that it was compacted meanwhile is no fault of the guest.
+    fn of_snapshot<T>(&mut self, answer: Result<T, Error>, about: &str) -> Result<T, wit::Error> {
+        if let Err(Error::Compacted) = answer {
+            self.trouble = Some(format!("the snapshot at revision {} was compacted during the run", self.view.revision()));
+        }
+        let answer = answer.map_err(|error| refusal(&error, about, self.facts.store.compact_revision()));
+        self.noting(answer)
     }
 
     async fn kv_scan(&mut self, what: wit::Selection, options: ScanOptions) -> Result<Page, wit::Error> {
@@ -108,12 +117,15 @@ impl Run {
             0 => PAGE_ENTRIES,
             limit => limit.min(PAGE_ENTRIES_MAX),
         } as usize;
+        // What is scanned, guarded and overlaid is what was allowed, wherever `after` lies.
+        let Some(keys) = rest(&keys, after.as_ref()) else {
+            return Ok(Page { entries: Vec::new(), more: false });
+        };
         let revision = self.view.revision();
-        let page = self.facts.store.scan(&self.facts.caller, &keys, revision, after.as_ref(), limit, options.keys_only).await;
-        let page = page.map_err(|error| refusal(&error, "the range", self.facts.store.compact_revision()));
-        let page = self.noting(page)?;
-        self.view.read_page(&keys, after.as_ref(), &page).map_err(full)?;
-        let page = self.view.overlay(&keys, after.as_ref(), page, limit, options.keys_only);
+        let page = self.facts.store.scan(&self.facts.caller, &keys, revision, None, limit, options.keys_only).await;
+        let page = self.of_snapshot(page, "the range")?;
+        self.view.read_page(&keys, &page).map_err(full)?;
+        let page = self.view.overlay(&keys, page, limit, options.keys_only);
         Ok(Page { entries: page.entries.into_iter().map(entry).collect(), more: page.more })
     }
 

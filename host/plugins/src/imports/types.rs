@@ -63,9 +63,7 @@ pub(crate) fn refusal(error: &Error, about: &str, compacted: u64) -> wit::Error 
         Error::PermissionDenied => wit::Error::Denied(format!("no grant covers {about}")),
         Error::Compacted => wit::Error::Compacted(compacted),
         Error::LeaseNotFound | Error::Missing(_) | Error::KeyNotFound => wit::Error::NotFound(error.to_string()),
-        Error::NoSpace | Error::TooManyRequests | Error::RequestTooLarge | Error::Exhausted(_) => {
-            wit::Error::Limit(error.to_string())
-        }
+        Error::RequestTooLarge | Error::Exhausted(_) => wit::Error::Limit(error.to_string()),
         Error::Invalid(_) | Error::EmptyKey | Error::LeaseTtlTooLarge | Error::FutureRevision => {
             wit::Error::Invalid(error.to_string())
         }
@@ -73,9 +71,10 @@ pub(crate) fn refusal(error: &Error, about: &str, compacted: u64) -> wit::Error 
     }
 }
 
-/// Whether the node, and not the guest, is what kept a call from succeeding.
+/// Whether the node or a competitor, and not the guest, is what kept a call from succeeding. `Compacted` is not here: which
+/// revision a cursor starts from is the guest's choice.
 pub(crate) fn is_trouble(error: &wit::Error) -> bool {
-    matches!(error, wit::Error::Unavailable(_) | wit::Error::Compacted(_))
+    matches!(error, wit::Error::Unavailable(_) | wit::Error::Conflict(_))
 }
 
 pub(crate) fn entry(entry: Entry) -> wit::Entry {
