@@ -6,10 +6,11 @@
 //!
 //! **Invariant:** code is only ever made here: never while a request waits for it, never under a lock, one component at a time.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{Hash, Hasher};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -25,6 +26,7 @@ use crate::wasm;
 const QUEUE_MAX: usize = 512;
 const TAG_BYTES: usize = 32;
 const EXTENSION: &str = "cwasm";
+const KEY: &str = "key";
 
 /// The thread's door. Dropping the last clone ends the thread after its current work.
 #[derive(Clone)]
@@ -32,11 +34,14 @@ pub(crate) struct Compiler {
     requests: mpsc::SyncSender<Request>,
 }
 
-struct Request {
-    digest: [u8; 32],
-    component: Bytes,
-    done: oneshot::Sender<Result<Component, String>>,
+enum Request {
+    /// Code from the cache; compiled now if it is not there and the component is given.
+    Load { digest: Digest, component: Option<Bytes>, done: oneshot::Sender<Result<Option<Component>, String>> },
+    /// Forgets the code of every other component.
+    KeepOnly(BTreeSet<Digest>),
 }
+
+type Digest = [u8; 32];
 
 impl Compiler {
     /// Opens the cache and starts the thread.
@@ -49,46 +54,78 @@ impl Compiler {
         std::thread::Builder::new().name(format!("{}compile", wasm::THREAD_NAME_PREFIX)).spawn(move || {
             wasm::lower_compile_priority();
             while let Ok(request) = queue.recv() {
-                if request.done.is_closed() {
-                    continue;
-                }
+                let (digest, component, done) = match request {
+                    Request::Load { done, .. } if done.is_closed() => continue,
+                    Request::Load { digest, component, done } => (digest, component, done),
+                    Request::KeepOnly(digests) => {
+                        cache.keep_only(&digests);
+                        continue;
+                    }
+                };
                 // A panic of the compiler is this component's fault; the thread goes on with the next.
-                let made =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load_or_compile(&engine, &cache, &request)));
-                let _ = request.done.send(made.unwrap_or_else(|_| Err("the compiler failed on this component".to_owned())));
+                let make = || load_or_compile(&engine, &cache, &digest, component.as_ref());
+                let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+                let _ = done.send(made.unwrap_or_else(|_| Err("the compiler failed on this component".to_owned())));
             }
         })?;
         Ok(Self { requests })
     }
 
+    /// Code for a component that was compiled before, without its bytes.
+    ///
+    /// # Errors
+    /// That there is too much to do.
+    pub(crate) async fn cached(&self, digest: Digest) -> Result<Option<Component>, String> {
+        self.load(digest, None).await
+    }
+
     /// Code for a component, from the cache or compiled now.
     ///
     /// # Errors
-    /// What the compiler said about the component.
-    pub(crate) async fn compile(&self, digest: [u8; 32], component: Bytes) -> Result<Component, String> {
+    /// What the compiler said about the component, or that its digest is another.
+    pub(crate) async fn compile(&self, digest: Digest, component: Bytes) -> Result<Component, String> {
+        self.load(digest, Some(component)).await?.ok_or_else(|| "the compiler has made nothing".to_owned())
+    }
+
+    /// Forgets the code of every component but these.
+    pub(crate) fn keep_only(&self, digests: BTreeSet<Digest>) {
+        // When there is no room it waits for the next start.
+        let _ = self.requests.try_send(Request::KeepOnly(digests));
+    }
+
+    async fn load(&self, digest: Digest, component: Option<Bytes>) -> Result<Option<Component>, String> {
         let (done, made) = oneshot::channel();
         self.requests
-            .try_send(Request { digest, component, done })
+            .try_send(Request::Load { digest, component, done })
             .map_err(|_| "too many components are waiting to be compiled".to_owned())?;
         made.await.map_err(|_| "the compiler has stopped".to_owned())?
     }
 }
 
-fn load_or_compile(engine: &Engine, cache: &Cache, request: &Request) -> Result<Component, String> {
-    if let Some(code) = cache.read(&request.digest) {
+fn load_or_compile(
+    engine: &Engine,
+    cache: &Cache,
+    digest: &Digest,
+    component: Option<&Bytes>,
+) -> Result<Option<Component>, String> {
+    if let Some(code) = cache.read(digest) {
         match deserialize(engine, &code) {
-            Ok(component) => return Ok(component),
+            Ok(component) => return Ok(Some(component)),
             Err(error) => tracing::warn!(%error, "cached plugin code does not load; it is compiled again"),
         }
     }
+    let Some(component) = component else { return Ok(None) };
+    if *digest != Digest::from(Sha256::digest(component)) {
+        return Err("the stored component is not the one that was installed (its digest differs); remove the plugin and install it again".to_owned());
+    }
     let code = engine
-        .precompile_component(&request.component)
+        .precompile_component(component)
         .map(Verified)
         .map_err(|error| format!("the component does not compile: {error:#}"))?;
-    if let Err(error) = cache.write(&request.digest, &code) {
+    if let Err(error) = cache.write(digest, &code) {
         tracing::warn!(%error, dir = %cache.dir.display(), "compiled plugin code is not cached; it will be compiled again at the next start");
     }
-    deserialize(engine, &code).map_err(|error| format!("the compiled component does not load: {error:#}"))
+    deserialize(engine, &code).map(Some).map_err(|error| format!("the compiled component does not load: {error:#}"))
 }
 
 /// Turns compiled code into something that runs.
@@ -117,32 +154,47 @@ struct Cache {
 impl Cache {
     fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let folder = fs::metadata(dir)?;
+        let private = folder.uid() == rustix::process::geteuid().as_raw() && folder.mode() & 0o077 == 0;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         let mut hasher = Sha256Hasher(Sha256::new());
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        let cache = Self { dir: dir.to_owned(), key: key(dir)?, compatibility: hex(&hasher.0.finalize()[..16]) };
-        cache.drop_stale()?;
+        let kept = if private { kept_key(dir)? } else { None };
+        let cache = Self {
+            dir: dir.to_owned(),
+            key: kept.map_or_else(|| new_key(dir), Ok)?,
+            compatibility: hex(&hasher.0.finalize()[..16]),
+        };
+        // Where others could read the key, nothing that it vouches for is believed; code of another engine is of no use any more.
+        cache.drop_unless(|name| kept.is_some() && name.contains(&cache.compatibility))?;
         Ok(cache)
     }
 
-    /// Code of another engine is of no use any more.
-    fn drop_stale(&self) -> io::Result<()> {
+    /// Forgets the code of components that are not installed any more.
+    fn keep_only(&self, digests: &BTreeSet<Digest>) {
+        let names: BTreeSet<String> = digests.iter().map(|digest| self.name(digest)).collect();
+        if let Err(error) = self.drop_unless(|name| names.contains(name)) {
+            tracing::warn!(%error, dir = %self.dir.display(), "compiled code of plugins that are gone is left behind");
+        }
+    }
+
+    fn drop_unless(&self, keep: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let ours = name.ends_with(&format!(".{EXTENSION}")) || name.ends_with(".tmp");
-            if ours && !name.contains(&self.compatibility) {
+            if ours && !keep(&name) {
                 fs::remove_file(&path)?;
             }
         }
         Ok(())
     }
 
-    fn name(&self, digest: &[u8; 32]) -> String {
+    fn name(&self, digest: &Digest) -> String {
         format!("{}-{}.{EXTENSION}", hex(digest), self.compatibility)
     }
 
-    fn read(&self, digest: &[u8; 32]) -> Option<Verified> {
+    fn read(&self, digest: &Digest) -> Option<Verified> {
         let name = self.name(digest);
         let mut bytes = match fs::read(self.dir.join(&name)) {
             Ok(bytes) => bytes,
@@ -162,7 +214,7 @@ impl Cache {
         Some(Verified(bytes))
     }
 
-    fn write(&self, digest: &[u8; 32], code: &Verified) -> io::Result<()> {
+    fn write(&self, digest: &Digest, code: &Verified) -> io::Result<()> {
         let name = self.name(digest);
         let temporary = self.dir.join(format!("{name}.tmp"));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -174,18 +226,25 @@ impl Cache {
     }
 }
 
-/// The cache's secret, made on first use.
-fn key(dir: &Path) -> io::Result<[u8; 32]> {
-    let path = dir.join("key");
-    if let Ok(bytes) = fs::read(&path)
-        && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
-    {
-        return Ok(key);
-    }
+/// The cache's secret, if there is one that nobody else could have read or put there.
+fn kept_key(dir: &Path) -> io::Result<Option<[u8; 32]>> {
+    let opened = fs::OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(dir.join(KEY));
+    let Ok(mut file) = opened else { return Ok(None) };
+    let found = file.metadata()?;
+    let private = found.is_file() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+    let mut key = [0; 32];
+    Ok((private && found.len() == 32 && file.read_exact(&mut key).is_ok()).then_some(key))
+}
+
+fn new_key(dir: &Path) -> io::Result<[u8; 32]> {
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-    file.write_all(&key)?;
+    let path = dir.join(KEY);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?.write_all(&key)?;
     Ok(key)
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvasir_machine::{PluginRecord, PluginState};
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::Linker;
@@ -42,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) advancer: Advancer,
     pub(crate) slots: Arc<tokio::sync::Semaphore>,
     pub(crate) cancel: CancellationToken,
+    /// Held while a component's bytes are in memory.
+    reading: tokio::sync::Mutex<()>,
 }
 
 struct Running {
@@ -61,6 +62,7 @@ impl Shared {
             // A run may need a few slots of the pool, so fewer runs than slots.
             slots: Arc::new(tokio::sync::Semaphore::new(INSTANCES_MAX as usize / 4)),
             cancel: CancellationToken::new(),
+            reading: tokio::sync::Mutex::default(),
         })
     }
 
@@ -75,6 +77,7 @@ impl Shared {
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(self.advancer.clone().run(self.store.clone(), self.cancel.clone()));
+        tasks.spawn(self.clone().forget_removed());
         loop {
             changes.mark_unchanged();
             self.reconcile(&mut running, &mut tasks);
@@ -113,6 +116,17 @@ impl Shared {
                 tasks.spawn(self.clone().bring_up(record.clone(), cancel));
             }
         }
+    }
+
+    /// Drops compiled code that no plugin needs, once the registry is known to be up to date.
+    async fn forget_removed(self: Arc<Self>) {
+        while self.store.linearize().await.is_err() {
+            tokio::select! {
+                () = tokio::time::sleep(BLOB_WAIT) => {}
+                () = self.cancel.cancelled() => return,
+            }
+        }
+        self.compiler.keep_only(self.store.plugins().iter().map(|record| record.digest).collect());
     }
 
     /// Compiles, links and runs one generation until it is cancelled.
@@ -168,14 +182,15 @@ impl Shared {
 
     async fn prepare(&self, record: &PluginRecord) -> Result<(Installed, Program), String> {
         let installed = Installed::decode(&record.manifest)?;
-        let component = self.component(record).await?;
-        let found: [u8; 32] = Sha256::digest(&component).into();
-        if found != record.digest {
-            return Err(
-                "the stored component is not the one that was installed (its digest differs); install it again".to_owned()
-            );
-        }
-        let code = self.compiler.compile(record.digest, component).await?;
+        let code = match self.compiler.cached(record.digest).await? {
+            Some(code) => code,
+            None => {
+                // A component may be large, and only one is compiled at a time.
+                let _one = self.reading.lock().await;
+                let component = self.component(record).await?;
+                self.compiler.compile(record.digest, component).await?
+            }
+        };
         let program = Program::link(&self.linker, &code, installed.reactor, installed.task)?;
         Ok((installed, program))
     }
