@@ -133,6 +133,8 @@ pub const DEAD_LETTERS_PER_TRIGGER_MAX: usize = 1_000;
 pub const CURSOR_HOLD_REVISIONS_MAX: u64 = 1_000_000;
 /// ... and in bytes; past either the trigger is lost and must resync.
 pub const CURSOR_HOLD_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Start of an event's key that is kept with its dead letter, in bytes.
+pub const DEAD_LETTER_KEY_BYTES_MAX: usize = 4 * 1024;
 /// Error text kept with a dead letter, in bytes.
 pub const DEAD_LETTER_ERROR_BYTES_MAX: usize = 4 * 1024;
 /// Operations in one effect of a plugin.

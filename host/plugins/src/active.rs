@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::view::View;
 
 /// Wait before asking again when the node has trouble.
-const TROUBLE_WAIT: Duration = Duration::from_millis(500);
+pub(crate) const TROUBLE_WAIT: Duration = Duration::from_millis(500);
 
 /// A running generation.
 pub(crate) struct Active {
@@ -194,12 +194,16 @@ impl Active {
 
 /// Waits `failure.backoff`, doubled with each attempt, with a quarter of jitter.
 pub(crate) fn backoff(failure: &Failure, attempts: u32) -> Duration {
-    let (first, last) = (failure.backoff.first.0, failure.backoff.last.0);
-    let doubled = first.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX)).min(last);
+    let doubled = doubled(failure.backoff.first.0, failure.backoff.last.0, attempts);
     let mut random = [0];
     // Without randomness the wait has no jitter.
     let _ = getrandom::fill(&mut random);
     doubled + doubled.mul_f64(0.25 * f64::from(random[0]) / 255.0)
+}
+
+/// `first` on the first of `times`, twice as long each time after, `last` at most.
+pub(crate) fn doubled(first: Duration, last: Duration, times: u32) -> Duration {
+    first.saturating_mul(1_u32.checked_shl(times.saturating_sub(1)).unwrap_or(u32::MAX)).min(last)
 }
 
 #[cfg(test)]

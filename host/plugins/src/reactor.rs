@@ -8,21 +8,22 @@
 mod resync;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvasir_api::Error;
 use kvasir_api::command::{DeadLetter, EffectTxn};
-use kvasir_api::limits::CAUSALITY_DEPTH_MAX;
+use kvasir_api::limits::{CAUSALITY_DEPTH_MAX, DEAD_LETTER_KEY_BYTES_MAX};
 use kvasir_engine::KeyRange;
 use kvasir_machine::{EffectReply, Rejection, Rev, TriggerRecord, TriggerState};
 
-use crate::active::{Active, Wait, backoff};
+use crate::active::{Active, Wait, backoff, doubled};
 use crate::advance::cursor;
 use crate::bindings::exports::kvasir::plugin::reactor::Batch;
 use crate::board::{Counters, TriggerBoard};
 use crate::imports::types::event;
 
 use crate::logs::cut;
-use crate::manifest::{Mode, OnExhausted, Watch};
+use crate::manifest::{Mode, OnExhausted, Watch, short};
 use crate::plan::Plan;
 use crate::run::{Answer, Ended, Input};
 use crate::view::{View, Writes};
@@ -34,6 +35,9 @@ const LATEST_BYTES_MAX: usize = 4 << 20;
 const ERROR_BYTES_MAX: usize = 2_048;
 /// Conflicts in a row after which a run waits a moment before it tries again.
 const CONFLICTS_AT_ONCE: u32 = 4;
+/// The first such wait, and the longest.
+const CONFLICT_WAIT: Duration = Duration::from_millis(4);
+const CONFLICT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A trigger's runner.
 pub(crate) struct Reactor {
@@ -46,6 +50,8 @@ pub(crate) struct Reactor {
     position: Rev,
     /// Batches to run, the next one last.
     plans: Vec<Plan>,
+    /// An event that is given up but not parked yet, and why.
+    parking: Option<(Plan, String)>,
     resync: Option<resync::Scan>,
     last_effect: u64,
     conflicts: u32,
@@ -67,6 +73,8 @@ enum Landed {
     Conflict,
     /// The guest asked for something that cannot be done.
     Refused(String),
+    /// Nothing was applied, and the node is why: the same again later.
+    Trouble(String),
     Next(Next),
 }
 
@@ -84,6 +92,7 @@ impl Reactor {
             epoch: 0,
             position: Rev::default(),
             plans: Vec::new(),
+            parking: None,
             resync: None,
             last_effect: 0,
             conflicts: 0,
@@ -104,6 +113,7 @@ impl Reactor {
                 Next::End => return,
                 Next::Reload => {
                     self.plans.clear();
+                    self.parking = None;
                     self.resync = None;
                     self.position = Rev::default();
                     let Some(epoch) = self.active.own(&self.id).await else { return };
@@ -125,6 +135,9 @@ impl Reactor {
         }
         if record.state == TriggerState::Lost || self.resync.is_some() {
             return self.step_resync(record).await;
+        }
+        if let Some((plan, why)) = self.parking.take() {
+            return self.park(record, plan, why).await;
         }
         if let Some(plan) = self.plans.pop() {
             return self.step_plan(record, plan).await;
@@ -202,6 +215,11 @@ impl Reactor {
                 self.plans.push(plan);
                 self.after_conflict().await
             }
+            Landed::Trouble(why) => {
+                plan.attempts -= 1;
+                self.plans.push(plan);
+                self.trouble(&why).await
+            }
             Landed::Refused(why) => {
                 ended.answer = Answer::Retry(why);
                 self.failed(record, plan, ended).await
@@ -256,9 +274,7 @@ impl Reactor {
                     self.active.board.log.host(&self.active.source(&self.id, 0), "error", &format!("halted: {why}"));
                     Landed::Next(Next::Reload)
                 }
-                Rejection::Refused(error @ (Error::NoSpace | Error::TooManyRequests)) => {
-                    Landed::Next(self.trouble(&error.to_string()).await)
-                }
+                Rejection::Refused(error @ (Error::NoSpace | Error::TooManyRequests)) => Landed::Trouble(error.to_string()),
                 Rejection::TooDeep => {
                     Landed::Refused("the chain of plugins that write because of each other is too long".to_owned())
                 }
@@ -282,7 +298,13 @@ impl Reactor {
         if self.conflicts <= CONFLICTS_AT_ONCE {
             return Next::Go;
         }
-        let wait = std::time::Duration::from_millis(u64::from(self.conflicts.min(50)));
+        let why =
+            format!("run again for the {}th time in a row: others change what it reads faster than it ends", self.conflicts);
+        self.board.update(|numbers| {
+            numbers.state = "backoff";
+            numbers.last_error = why;
+        });
+        let wait = doubled(CONFLICT_WAIT, CONFLICT_WAIT_MAX, self.conflicts - CONFLICTS_AT_ONCE);
         if self.active.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
     }
 
@@ -337,14 +359,20 @@ impl Reactor {
             }
             Err(plan) => *plan,
         };
-        let Some(change) = plan.events.first() else { return Next::Go };
-        let (at, key) = (change.row.rev, change.row.key.clone());
-        let source = self.active.source(&self.id, plan.attempts);
         if failure.on_exhausted == OnExhausted::Halt {
+            let at = plan.events.first().map(|change| change.row.rev).unwrap_or_default();
             let reason = format!("trigger {} halted at revision {at} (on-exhausted = halt): {why}", self.id);
-            self.active.quarantine(&source, &reason).await;
+            self.active.quarantine(&self.active.source(&self.id, plan.attempts), &reason).await;
             return Next::End;
         }
+        self.park(record, plan, why).await
+    }
+
+    /// Puts a single event among the dead letters and goes past it. Until that is done nothing else is.
+    async fn park(&mut self, record: TriggerRecord, plan: Plan, why: String) -> Next {
+        let Some(change) = plan.events.first() else { return Next::Go };
+        let (at, key) = (change.row.rev, &change.row.key);
+        let key = key.slice(..key.len().min(DEAD_LETTER_KEY_BYTES_MAX));
         let letter = DeadLetter { at: Some(cursor(at)), key: key.clone(), error: why.clone(), attempts: plan.attempts };
         // A dead letter is no write that others react to, so it adds nothing to a chain; one that is too long ends here.
         match self.land(&record, plan.next, Writes::default(), vec![letter], 0).await {
@@ -352,14 +380,17 @@ impl Reactor {
                 Counters::add(&self.active.counters.parked, 1);
                 let text = format!(
                     "parked the event of {} at revision {at} after {} attempts: {why}",
-                    String::from_utf8_lossy(&key),
+                    short(&String::from_utf8_lossy(&key)),
                     plan.attempts
                 );
-                self.active.board.log.host(&source, "error", &text);
+                self.active.board.log.host(&self.active.source(&self.id, plan.attempts), "error", &text);
                 Next::Go
             }
             Landed::Conflict => Next::Reload,
-            Landed::Refused(why) => self.trouble(&why).await,
+            Landed::Refused(trouble) | Landed::Trouble(trouble) => {
+                self.parking = Some((plan, why));
+                self.trouble(&trouble).await
+            }
             Landed::Next(next) => next,
         }
     }

@@ -10,15 +10,18 @@ use bytes::Bytes;
 use kvasir_machine::DEFAULT_TENANT;
 use tokio::time::Instant;
 
-use crate::active::{Active, Wait, backoff};
+use crate::active::{Active, TROUBLE_WAIT, Wait, backoff, doubled};
 use crate::board::{Counters, TriggerBoard};
 use crate::held::Held;
 use crate::imports::task::Task;
+use crate::imports::types::is_trouble;
 use crate::logs::cut;
 use crate::manifest::{OnExhausted, Schedule};
 use crate::run::{Answer, Input};
 
 const ERROR_BYTES_MAX: usize = 2_048;
+/// Longest wait after a run that the node or a competitor kept from finishing.
+const TROUBLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// A trigger's runner.
 pub(crate) struct Scheduler {
@@ -55,7 +58,7 @@ impl Scheduler {
     /// Runs until the generation is over. The first run is at once.
     pub(crate) async fn drive(self) {
         let mut due = Instant::now();
-        let mut attempts = 0;
+        let (mut attempts, mut unlucky) = (0, 0);
         'own: while let Some(epoch) = self.active.own(&self.id).await {
             loop {
                 self.board.state("idle");
@@ -70,6 +73,7 @@ impl Scheduler {
                 }
                 // Late runs are not caught up with: the next is a whole interval after the start of this one.
                 let regular = started + self.every;
+                unlucky = if matches!(outcome, Outcome::Unlucky(_)) { unlucky + 1 } else { 0 };
                 match outcome {
                     Outcome::Done => (attempts, due) = (0, regular),
                     Outcome::Stale => {
@@ -79,8 +83,12 @@ impl Scheduler {
                     }
                     Outcome::Unlucky(why) => {
                         attempts -= 1;
-                        self.board.update(|numbers| numbers.last_error = why);
-                        if self.active.sleep_on_trouble().await == Wait::Cancelled {
+                        self.board.update(|numbers| {
+                            numbers.state = "backoff";
+                            numbers.last_error = why;
+                        });
+                        // Not counted, so nothing else ends it: each time a longer wait.
+                        if self.active.sleep(doubled(TROUBLE_WAIT, TROUBLE_WAIT_MAX, unlucky)).await == Wait::Cancelled {
                             return;
                         }
                     }
@@ -137,7 +145,7 @@ impl Scheduler {
         };
         if ended.answer == Answer::Ok {
             // What the task left staged when it returned ok is committed as by a last `commit`.
-            ended.answer = self.commit_rest(&mut task, &mut ended.view).await;
+            (ended.answer, ended.trouble) = self.commit_rest(&mut task, &mut ended.view).await;
         }
         Counters::add(&self.active.counters.effects, task.commits());
         let lost = task.lock_is_lost();
@@ -148,12 +156,15 @@ impl Scheduler {
         }
     }
 
-    async fn commit_rest(&self, task: &mut Task, view: &mut crate::view::View) -> Answer {
+    async fn commit_rest(&self, task: &mut Task, view: &mut crate::view::View) -> (Answer, Option<String>) {
         let (store, caller) = (&self.active.store, self.active.caller(1));
         debug_assert_eq!(caller.tenant, DEFAULT_TENANT);
         match task.commit_as(&self.active.name, store, &caller, view).await {
-            Ok(_) => Answer::Ok,
-            Err(error) => Answer::Retry(format!("what it left staged was not committed: {error:?}")),
+            Ok(_) => (Answer::Ok, None),
+            Err(error) => {
+                let why = format!("what it left staged was not committed: {error:?}");
+                (Answer::Retry(why.clone()), is_trouble(&error).then_some(why))
+            }
         }
     }
 }

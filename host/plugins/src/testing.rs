@@ -57,9 +57,20 @@ pub(crate) fn reactor_with(functions: &str, body: &str, resync: &str) -> Vec<u8>
     component("reactor-plugin", "", functions, &exports)
 }
 
+/// A reactor with further imports.
+pub(crate) fn reactor_importing(imports: &str, body: &str) -> Vec<u8> {
+    let exports = REACTOR.replace("@BODY@", body).replace("@RESYNC@", "(call $ok)");
+    component("reactor-plugin", imports, "", &exports)
+}
+
 /// A task whose `run` has this body.
 pub(crate) fn task(body: &str) -> Vec<u8> {
-    component("task-plugin", "", "", &TASK.replace("@BODY@", body))
+    task_importing("", body)
+}
+
+/// A task with further imports.
+pub(crate) fn task_importing(imports: &str, body: &str) -> Vec<u8> {
+    component("task-plugin", imports, "", &TASK.replace("@BODY@", body))
 }
 
 fn component(world: &str, imports: &str, functions: &str, exports: &str) -> Vec<u8> {

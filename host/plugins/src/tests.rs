@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::etcdserverpb::{PutRequest, RangeRequest};
+use kvasir_api::etcdserverpb::alarm_request::AlarmAction;
+use kvasir_api::etcdserverpb::{AlarmRequest, AlarmType, PutRequest, RangeRequest};
 use kvasir_api::kvasir::plugin::v1 as api;
 use kvasir_api::mvccpb::KeyValue;
 use kvasir_engine::{Caller, Engine, EngineOptions};
 use kvasir_storage::disk::RealDisk;
 
-use crate::testing::{reactor, reactor_with, task};
+use crate::testing::{reactor, reactor_importing, reactor_with, task};
 use crate::{PluginHost, PluginHostOptions};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -63,6 +64,14 @@ impl Node {
     /// How often the guest has put `/out/count`.
     async fn count(&self) -> i64 {
         self.get("/out/count").await.map_or(0, |kv| kv.version)
+    }
+
+    /// Raises or lifts the alarm under which nothing may be put or parked.
+    async fn no_space(&self, raised: bool) {
+        let action = if raised { AlarmAction::Activate } else { AlarmAction::Deactivate };
+        let request =
+            AlarmRequest { action: action.into(), member_id: self.engine.node_id(), alarm: AlarmType::Nospace.into() };
+        self.engine.alarm(&Caller::client(), request).await.unwrap();
     }
 
     fn plugin(&self) -> api::PluginStatus {
@@ -222,6 +231,87 @@ async fn a_rejected_batch_is_halved_until_each_event_stands_alone() {
     node.stop().await;
 }
 
+/// A plugin that is paused before there is anything to do, so that a test chooses what it meets when it goes on.
+async fn paused(component: Vec<u8>, manifest: &str) -> Node {
+    let node = Node::start().await;
+    node.install(component, manifest).await.unwrap();
+    node.host.pause("p").await.unwrap();
+    node
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_space_between_the_halves_of_a_batch_loses_no_event() {
+    let single =
+        "(if (result i32) (i32.gt_u (local.get 3) (i32.const 1)) (then (call $reject)) (else (call $count) (call $ok)))";
+    let node = paused(reactor(single), &watching("").replace("max-events = 1", "max-events = 64")).await;
+    for key in ["/in/a", "/in/b", "/in/c", "/in/d", "/in/e"] {
+        node.put(key, "1").await;
+    }
+    node.no_space(true).await;
+    node.host.resume("p").await.unwrap();
+    node.until("a half meets it", async |node| node.plugin().triggers[0].last_error.contains("space exceeded")).await;
+    assert_eq!(node.count().await, 0);
+    node.no_space(false).await;
+    node.until("all is delivered", async |node| node.plugin().triggers[0].lag_revisions == 0).await;
+    assert_eq!(node.count().await, 5);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_cannot_be_parked_for_want_of_space_is_parked_later_without_running_again() {
+    let node = paused(reactor("(call $reject)"), &watching("").replace("max-events = 1", "max-events = 64")).await;
+    for key in ["/in/a", "/in/b", "/in/c"] {
+        node.put(key, "1").await;
+    }
+    node.no_space(true).await;
+    node.host.resume("p").await.unwrap();
+    node.until("parking meets it", async |node| node.plugin().triggers[0].last_error.contains("space exceeded")).await;
+    let runs = node.plugin().triggers[0].runs;
+    let tried = node.engine.metrics().proposals;
+    node.until("it was tried again", async |node| node.engine.metrics().proposals > tried + 1).await;
+    assert_eq!(node.plugin().triggers[0].runs, runs);
+    node.no_space(false).await;
+    node.until("all are parked", async |node| node.plugin().triggers[0].dead_letters == 3).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_a_huge_key_is_parked_with_the_start_of_it() {
+    let node = Node::start().await;
+    node.put(&format!("/in/{}", "k".repeat(kvasir_api::limits::REQUEST_BYTES_MAX - 1_000)), "1").await;
+    node.install(reactor("(call $reject)"), &watching("")).await.unwrap();
+    node.until("it is parked", async |node| node.plugin().triggers[0].dead_letters == 1).await;
+    let letters = node.host.dead_letters("p").await.unwrap().letters;
+    assert_eq!(letters[0].key.len(), kvasir_api::limits::DEAD_LETTER_KEY_BYTES_MAX);
+    assert!(letters[0].key.starts_with(b"/in/kkk"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_goes_on_after_a_key_before_its_range_wedges_nothing_and_shows_the_runs_own_writes() {
+    // Stages /out/count, then scans the prefix /out/ after /in/a. Its answer is at 200: the page's entries count at 212.
+    let scan = r#"(import "kvasir:plugin/kv@0.1.0" "scan"
+        (func $scan (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
+        (data (i32.const 112) "/out/")
+        (data (i32.const 120) "@AFTER@")"#;
+    let body = "(call $count)
+        (call $scan (i32.const 1) (i32.const 112) (i32.const 5) (i32.const 0) (i32.const 0)
+            (i32.const 1) (i32.const 120) (i32.const 5) (i32.const 0) (i32.const 0) (i32.const 200))
+        (if (i32.load8_u (i32.const 200)) (then (unreachable)))
+        (if (i32.ne (i32.load (i32.const 212)) (i32.const @SHOWN@)) (then (unreachable)))
+        (call $ok)";
+    for (after, shown) in [("/in/a", "1"), ("/p/zz", "0")] {
+        let node = Node::start().await;
+        let manifest = watching("").replace("kv-read = [\"/in/\"]", "kv-read = [\"/in/\", \"/out/\"]");
+        let guest = reactor_importing(&scan.replace("@AFTER@", after), &body.replace("@SHOWN@", shown));
+        node.install(guest, &manifest).await.unwrap();
+        node.put("/in/a", "1").await;
+        node.until("it is counted", async |node| node.count().await == 1).await;
+        assert_eq!((node.plugin().triggers[0].faults, node.log().matches("conflict").count()), (0, 0), "{}", node.log());
+        node.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn on_exhausted_halt_quarantines_and_resume_lifts_it() {
     let node = Node::start().await;
@@ -242,7 +332,7 @@ async fn a_write_without_a_grant_is_denied_and_a_reactor_cannot_commit() {
     // `put` answers with a result at 32: its first byte is 1 for an error, the error's case follows. Denied is case 0.
     let body = "(call $count)
         (if (i32.eqz (i32.load8_u (i32.const 32))) (then (unreachable)))
-        (if (i32.load8_u (i32.const 36)) (then (unreachable)))
+        (if (i32.load8_u (i32.const 40)) (then (unreachable)))
         (call $ok)";
     node.install(reactor(body), &manifest).await.unwrap();
     node.put("/in/a", "1").await;

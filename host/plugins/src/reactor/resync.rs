@@ -68,7 +68,7 @@ impl Reactor {
         let source = self.active.source(&self.id, attempts);
         let mut ended =
             self.active.run(&self.board, source.clone(), 1, self.active.store.revision(), Input::Resync(input)).await;
-        let again = Scan { at, after: after.clone(), attempts };
+        let again = |attempts| Scan { at, after: after.clone(), attempts };
         if ended.answer == Answer::Ok {
             let revision = ended.view.revision();
             let writes = std::mem::replace(&mut ended.view, View::at(revision)).into_writes();
@@ -79,30 +79,38 @@ impl Reactor {
                     Next::Go
                 }
                 Landed::Conflict => {
-                    self.resync = Some(again);
+                    self.resync = Some(again(attempts - 1));
                     self.after_conflict().await
                 }
+                Landed::Trouble(why) => {
+                    self.resync = Some(again(attempts - 1));
+                    self.trouble(&why).await
+                }
                 Landed::Refused(why) => {
-                    self.resync = Some(again);
-                    self.resync_failed(&source, attempts, Answer::Retry(why), None).await
+                    self.resync = Some(again(attempts));
+                    self.resync_failed(&source, attempts, Answer::Retry(why)).await
                 }
                 Landed::Next(next) => next,
             };
         }
-        self.resync = Some(again);
-        self.resync_failed(&source, attempts, ended.answer, ended.trouble).await
+        if self.active.cancel.is_cancelled() {
+            return Next::End;
+        }
+        if let (Answer::Retry(_), Some(trouble)) = (&ended.answer, &ended.trouble) {
+            self.resync = Some(again(attempts - 1));
+            return self.trouble(trouble).await;
+        }
+        self.resync = Some(again(attempts));
+        self.resync_failed(&source, attempts, ended.answer).await
     }
 
     /// A resync cannot be parked: when no attempt helps the plugin is stopped, visibly.
-    async fn resync_failed(&mut self, source: &Source, attempts: u32, answer: Answer, trouble: Option<String>) -> Next {
+    async fn resync_failed(&mut self, source: &Source, attempts: u32, answer: Answer) -> Next {
         let (stopped, why) = match answer {
             Answer::Reject(why) | Answer::Retry(why) => (false, why),
             Answer::Stopped(stop) => (true, stop.to_string()),
             Answer::Ok => return Next::Go,
         };
-        if let (Some(trouble), false) = (&trouble, stopped) {
-            return self.trouble(trouble).await;
-        }
         let why = cut(&why, ERROR_BYTES_MAX);
         if self.active.fault(&self.board, source, stopped, &why).await {
             return Next::End;
