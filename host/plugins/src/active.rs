@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvasir_api::command::plugin_control::Action;
@@ -19,6 +20,7 @@ use crate::logs::{Source, wall_ms};
 use crate::manifest::Failure;
 use crate::program::Program;
 use crate::run::{Answer, Ended, Facts, Input, run};
+use crate::slots::{Slot, Slots};
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::view::View;
@@ -38,7 +40,7 @@ pub(crate) struct Active {
     pub(crate) counters: Arc<Counters>,
     pub(crate) store: Store,
     pub(crate) advancer: Advancer,
-    pub(crate) slots: Arc<tokio::sync::Semaphore>,
+    pub(crate) slots: Slots,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -99,10 +101,19 @@ impl Active {
         Ok(epoch)
     }
 
+    /// Waits for a place to run. What a run is told and reads is looked at after that. `None` when the plugin is stopped first.
+    pub(crate) async fn slot(&self, task: bool) -> Option<Slot> {
+        tokio::select! {
+            slot = self.slots.take(task) => Some(slot),
+            () = self.cancel.cancelled() => None,
+        }
+    }
+
     /// Runs the guest once, on a task of its own so that a panic under it stays there.
     pub(crate) async fn run(
         self: &Arc<Self>,
         board: &TriggerBoard,
+        slot: Slot,
         source: Source,
         depth: u32,
         revision: u64,
@@ -121,12 +132,9 @@ impl Active {
         };
         let active = self.clone();
         let running = tokio::spawn(async move {
-            // Taken before anything is allocated for the run: instances are bounded over all plugins.
-            let _slot = active.slots.acquire().await;
-            Counters::add(&active.counters.running, 1);
-            let ended = run(&active.program, facts, revision, input).await;
-            active.counters.running.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-            ended
+            let _slot = slot;
+            let _running = Running::new(&active.counters);
+            run(&active.program, facts, revision, input).await
         });
         let ended = running.await.unwrap_or_else(|error| {
             let what = if error.is_panic() { "it panicked inside the host".to_owned() } else { "its thread ended".to_owned() };
@@ -189,6 +197,22 @@ impl Active {
             }
         }
         self.cancel.cancel();
+    }
+}
+
+/// Counts a run while it goes on, also when it ends in a panic.
+struct Running<'a>(&'a Counters);
+
+impl<'a> Running<'a> {
+    fn new(counters: &'a Counters) -> Self {
+        Counters::add(&counters.running, 1);
+        Self(counters)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

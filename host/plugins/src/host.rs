@@ -26,7 +26,7 @@ use crate::store::Store;
 use crate::supervisor::Shared;
 use crate::wasm;
 
-/// Plugins' lags are only as large as this in sums.
+/// How long [`PluginHost::shutdown`] waits for runs to end.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// How the host runs.
@@ -163,13 +163,24 @@ impl PluginHost {
         let (dry_run, upgrade) = (header.dry_run, header.upgrade);
         let inspected = component.clone();
         // Validation reads every byte of up to 32 MiB: not on a thread that answers requests.
-        let checked = tokio::task::spawn_blocking(move || install::check(&header, &inspected))
-            .await
-            .map_err(|_| Error::Invalid("the component makes the validator fail; build it again".to_owned()))??;
+        let checked = self
+            .apart(move || install::check(&header, &inspected))
+            .await?
+            .ok_or_else(|| Error::Invalid("the component makes the validator fail; build it again".to_owned()))??;
         if dry_run {
             return Ok(checked.response(0));
         }
         checked.replicate(self.store(), &component, upgrade).await
+    }
+
+    /// Does blocking work on a thread of the plugins', where a panic ends the work and not the node; `None` says that it panicked.
+    async fn apart<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<Option<T>, Error> {
+        let working = self.inner.runtime.lock().as_ref().map(|runtime| runtime.spawn_blocking(work));
+        match working.ok_or(Error::Stopped)?.await {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.is_panic() => Ok(None),
+            Err(_) => Err(Error::Stopped),
+        }
     }
 
     /// All plugins with the state of their triggers, in order of name.
@@ -364,5 +375,27 @@ fn detail(installed: &Installed, id: &str) -> String {
     match manifest.trigger.schedule.iter().find(|schedule| schedule.id.as_str() == id) {
         Some(schedule) => format!("every {} under the lock {}", schedule.every, schedule.lock(&manifest.plugin.name)),
         None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvasir_engine::EngineOptions;
+    use kvasir_storage::disk::RealDisk;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn blocking_work_for_plugins_runs_on_their_threads_and_its_panic_stays_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(EngineOptions::new(dir.path().join("data"), Arc::new(RealDisk))).await.unwrap();
+        let options = PluginHostOptions { cache_dir: dir.path().join("cache"), threads: 1 };
+        let host = PluginHost::start(engine.clone(), options).unwrap();
+        let name = host.apart(|| std::thread::current().name().map(str::to_owned)).await.unwrap().unwrap().unwrap();
+        assert!(name.starts_with(wasm::THREAD_NAME_PREFIX), "a panic on {name} would end the node");
+        assert_eq!(host.apart(|| -> () { panic!("on purpose") }).await.unwrap(), None);
+        host.shutdown().await;
+        assert!(matches!(host.apart(|| ()).await, Err(Error::Stopped)));
+        engine.shutdown().await;
     }
 }

@@ -33,6 +33,7 @@ mod program;
 mod reactor;
 mod run;
 mod schedule;
+mod slots;
 mod stop;
 mod store;
 mod supervisor;

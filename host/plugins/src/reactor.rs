@@ -186,13 +186,14 @@ impl Reactor {
     }
 
     async fn step_plan(&mut self, record: TriggerRecord, mut plan: Plan) -> Next {
+        let Some(slot) = self.active.slot(false).await else { return Next::End };
         self.board.state("running");
         plan.attempts += 1;
         let depth = plan.depth() + 1;
         let source = self.active.source(&self.id, plan.attempts);
         let batch = Batch { trigger: self.id.clone(), events: plan.events.iter().map(event).collect(), whole: plan.whole };
         let revision = self.active.store.revision().max(self.last_effect);
-        let mut ended = self.active.run(&self.board, source, depth, revision, Input::Events(batch)).await;
+        let mut ended = self.active.run(&self.board, slot, source, depth, revision, Input::Events(batch)).await;
         if ended.answer != Answer::Ok {
             return self.failed(record, plan, ended).await;
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kvasir_engine::Caller;
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::ResourceTable;
-use wasmtime::{ResourceLimiter, Store as WasmStore, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store as WasmStore, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::exports::kvasir::plugin::reactor::{Batch, Resync};
@@ -29,6 +29,8 @@ use crate::view::View;
 const TABLE_ELEMENTS_MAX: usize = 40_000;
 /// A run that is starved of the processor ends after so many times its wall limit.
 const STARVED_FACTOR: u32 = 16;
+/// How long a run may go on after `context.cancelled` turned true for it.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of randomness in one call.
 const RANDOM_BYTES_MAX: u64 = 64 << 10;
 
@@ -114,18 +116,33 @@ pub(crate) async fn run(program: &Program, facts: Facts, revision: u64, input: I
     let (log, source) = (facts.log.clone(), facts.source.clone());
     let words = LastWords::default();
     let meter = Meter::new(limits);
+    let cancelled = {
+        let cancel = facts.cancel.clone();
+        async move {
+            cancel.cancelled().await;
+            tokio::time::sleep(CANCEL_GRACE).await;
+        }
+    };
     let mut store = WasmStore::new(program.engine(), data(facts, revision, words.clone()));
     configure(&mut store, meter.clone());
     let call = Metered::new(call(program, &mut store, input), meter.clone());
-    // However little of the processor a run gets, it ends.
-    let result = match tokio::time::timeout(limits.wall.0 * STARVED_FACTOR, call).await {
-        Ok(result) => result,
-        Err(_) => Err(wasmtime::Error::new(meter.wall())),
+    let result = tokio::select! {
+        result = call => result,
+        // However little of the processor a run gets, it ends.
+        () = tokio::time::sleep(limits.wall.0 * STARVED_FACTOR) => Err(wasmtime::Error::new(meter.wall())),
+        // A guest that computes gives its thread away on every tick, so this is seen then.
+        () = cancelled => Err(wasmtime::Error::new(Stop::Cancelled)),
     };
+    let mut no_room = None;
     let answer = match result {
         Ok(Ok(())) => Answer::Ok,
         Ok(Err(Fault::Retry(why))) => Answer::Retry(why),
         Ok(Err(Fault::Reject(why))) => Answer::Reject(why),
+        // Others have what it needs: no limit of this plugin.
+        Err(error) if error.is::<PoolConcurrencyLimitError>() => {
+            no_room = Some(format!("the node has no room for another instance: {error}"));
+            Answer::Retry(error.to_string())
+        }
         Err(error) => {
             if error.downcast_ref::<Stop>().is_none() {
                 log.host(&source, "debug", &format!("{error:?}"));
@@ -135,7 +152,7 @@ pub(crate) async fn run(program: &Program, facts: Facts, revision: u64, input: I
     };
     let data = store.into_data();
     let view = if answer == Answer::Ok { data.view } else { View::at(revision) };
-    Ended { answer, view, trouble: data.trouble, cpu: meter.cpu(), took: started.elapsed(), task: data.task }
+    Ended { answer, view, trouble: no_room.or(data.trouble), cpu: meter.cpu(), took: started.elapsed(), task: data.task }
 }
 
 fn data(facts: Facts, revision: u64, words: LastWords) -> Run {

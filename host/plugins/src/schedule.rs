@@ -120,6 +120,8 @@ impl Scheduler {
     }
 
     async fn attempt(&self, epoch: u64, attempt: u32) -> Outcome {
+        // Before the lock: a task that has it does not keep others waiting for want of a place.
+        let Some(slot) = self.active.slot(true).await else { return Outcome::Stale };
         self.board.state("waiting-for-lock");
         let caller = self.active.caller(1);
         let held = tokio::select! {
@@ -139,7 +141,7 @@ impl Scheduler {
         let task = Task::new(held, self.active.board.leases.clone(), self.id.clone(), self.active.generation, epoch);
         let revision = self.active.store.revision();
         let source = self.active.source(&self.id, attempt);
-        let mut ended = self.active.run(&self.board, source.clone(), 1, revision, Input::Task(Box::new(task))).await;
+        let mut ended = self.active.run(&self.board, slot, source.clone(), 1, revision, Input::Task(Box::new(task))).await;
         let Some(mut task) = ended.task.take() else {
             return outcome(ended.answer, ended.trouble);
         };

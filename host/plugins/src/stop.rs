@@ -10,7 +10,7 @@ use wasmtime::{Trap, WasmBacktrace};
 use crate::manifest::{Bytes, Limits, short};
 use crate::wasm::STACK_BYTES;
 
-/// Why the host ended a run, or the guest broke down. All of these are the guest's fault.
+/// Why the host ended a run, or the guest broke down. All of these but `Cancelled` are the guest's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {
     #[error("stopped by the limit `memory`: it asked for {asked} bytes in all, {limit} are allowed")]
@@ -39,6 +39,8 @@ pub(crate) enum Stop {
     Panic(String),
     #[error("it called exit({0}) instead of returning")]
     Exit(i32),
+    #[error("ended by the host: the plugin was stopped, replaced or removed")]
+    Cancelled,
 }
 
 /// Bytes that one call of the host may carry from the guest.

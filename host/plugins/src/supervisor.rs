@@ -23,8 +23,8 @@ use crate::program::Program;
 use crate::reactor::Reactor;
 use crate::run::Run;
 use crate::schedule::Scheduler;
+use crate::slots::Slots;
 use crate::store::Store;
-use crate::wasm::INSTANCES_MAX;
 
 /// Wait before a component that could not be read is asked for again.
 const BLOB_WAIT: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) boards: Mutex<BTreeMap<String, Arc<PluginBoard>>>,
     pub(crate) advancer: Advancer,
-    pub(crate) slots: Arc<tokio::sync::Semaphore>,
+    pub(crate) slots: Slots,
     pub(crate) cancel: CancellationToken,
     /// Held while a component's bytes are in memory.
     reading: tokio::sync::Mutex<()>,
@@ -59,8 +59,7 @@ impl Shared {
             counters: Arc::default(),
             boards: Mutex::default(),
             advancer: Advancer::default(),
-            // A run may need a few slots of the pool, so fewer runs than slots.
-            slots: Arc::new(tokio::sync::Semaphore::new(INSTANCES_MAX as usize / 4)),
+            slots: Slots::new(),
             cancel: CancellationToken::new(),
             reading: tokio::sync::Mutex::default(),
         })
@@ -113,7 +112,9 @@ impl Shared {
             if !running.contains_key(&record.name) {
                 let cancel = self.cancel.child_token();
                 running.insert(record.name.clone(), Running { generation: record.generation, cancel: cancel.clone() });
-                tasks.spawn(self.clone().bring_up(record.clone(), cancel));
+                let board = self.board(&record.name);
+                let generation = record.generation;
+                tasks.spawn(contain(board, generation, self.clone().bring_up(record.clone(), cancel)));
             }
         }
     }
@@ -159,7 +160,7 @@ impl Shared {
             counters: self.counters.clone(),
             store: self.store.clone(),
             advancer: self.advancer.clone(),
-            slots: self.slots.clone(),
+            slots: self.slots.of_plugin(),
             cancel,
             installed,
         });
@@ -204,5 +205,32 @@ impl Shared {
             }
             tokio::time::sleep(BLOB_WAIT).await;
         }
+    }
+}
+
+/// Sees to it that a generation whose host code panics says so, instead of looking as if it were still coming up.
+async fn contain(board: Arc<PluginBoard>, generation: u64, work: impl Future<Output = ()> + Send + 'static) {
+    // Aborted with this one when the host stops.
+    let mut inner = JoinSet::new();
+    inner.spawn(work);
+    if let Some(Err(error)) = inner.join_next().await
+        && error.is_panic()
+    {
+        let why = "the host failed while bringing it up; this is a defect of kvasir".to_owned();
+        board.log.host(&Source { generation, ..Source::default() }, "error", &why);
+        board.set_code(generation, Code::Failed(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_while_a_plugin_comes_up_leaves_it_failed_with_a_reason() {
+        let board = PluginBoard::new();
+        board.set_code(3, Code::Compiling);
+        contain(board.clone(), 3, async { panic!("on purpose") }).await;
+        assert!(matches!(board.code(3), Code::Failed(why) if why.contains("defect")));
     }
 }

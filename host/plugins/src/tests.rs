@@ -362,6 +362,26 @@ async fn pause_stops_and_resume_goes_on_where_it_was_and_remove_forgets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endless_run_ends_soon_after_its_plugin_is_removed() {
+    let node = Node::start().await;
+    let endless = "(loop $l (br $l)) (unreachable)";
+    let limits = "[limits]\ncpu = \"60s\"\nwall = \"10m\"";
+    node.install(task(endless), &format!("{EVERY_SECOND}{limits}")).await.unwrap();
+    node.until("it runs", async |node| node.host.metrics().running == 1).await;
+    node.host.remove("p").await.unwrap();
+    tokio::time::timeout(DEADLINE / 2, async {
+        while node.host.metrics().running > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let metrics = node.host.metrics();
+    assert_eq!((metrics.faults_total, metrics.stopped_total), (0, 0), "nothing of it is the guest's fault");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_installed_changes_nothing() {
     let node = Node::start().await;
     let refused = |result: Result<api::InstallResponse, Error>| match result {

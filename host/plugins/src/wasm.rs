@@ -14,7 +14,11 @@ pub(crate) const TICK: Duration = Duration::from_millis(5);
 /// Stack of a guest.
 pub(crate) const STACK_BYTES: usize = 512 << 10;
 /// Runs at the same time, over all plugins.
-pub(crate) const INSTANCES_MAX: u32 = 128;
+pub(crate) const RUNS_MAX: u32 = 32;
+/// What one component may consist of. The pool has room for as many of each as all runs may have, so that none waits for another.
+const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 32;
+const MEMORIES_PER_COMPONENT_MAX: u32 = 4;
+const TABLES_PER_COMPONENT_MAX: u32 = 8;
 /// Every thread that works for plugins has a name that starts so: a panic there is a plugin's fault, not the node's.
 pub const THREAD_NAME_PREFIX: &str = "plugin-";
 /// How far below the server's priority guests and compilation run.
@@ -49,16 +53,16 @@ fn config(pooling: bool) -> Config {
         .parallel_compilation(false);
     if pooling {
         let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(INSTANCES_MAX)
-            .total_core_instances(INSTANCES_MAX * 4)
-            .total_memories(INSTANCES_MAX)
-            .total_tables(INSTANCES_MAX * 2)
-            .total_stacks(INSTANCES_MAX)
+        pool.total_component_instances(RUNS_MAX)
+            .total_core_instances(RUNS_MAX * CORE_INSTANCES_PER_COMPONENT_MAX)
+            .total_memories(RUNS_MAX * MEMORIES_PER_COMPONENT_MAX)
+            .total_tables(RUNS_MAX * TABLES_PER_COMPONENT_MAX)
+            .total_stacks(RUNS_MAX)
             .max_component_instance_size(8 << 20)
             .max_core_instance_size(8 << 20)
-            .max_core_instances_per_component(32)
-            .max_memories_per_component(4)
-            .max_tables_per_component(8)
+            .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_MAX)
+            .max_memories_per_component(MEMORIES_PER_COMPONENT_MAX)
+            .max_tables_per_component(TABLES_PER_COMPONENT_MAX)
             .table_elements(50_000)
             .max_memory_size(MEMORY_BYTES_MAX as usize)
             .max_unused_warm_slots(16)

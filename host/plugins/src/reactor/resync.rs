@@ -43,6 +43,7 @@ impl Reactor {
             }
         };
         self.board.state("lost");
+        let Some(slot) = self.active.slot(false).await else { return Next::End };
         let caller = self.active.caller(1);
         let page = match self.active.store.scan(&caller, &self.keys, at, after.as_ref(), RESYNC_ENTRIES, false).await {
             Ok(page) => page,
@@ -67,7 +68,7 @@ impl Reactor {
         let attempts = attempts + 1;
         let source = self.active.source(&self.id, attempts);
         let mut ended =
-            self.active.run(&self.board, source.clone(), 1, self.active.store.revision(), Input::Resync(input)).await;
+            self.active.run(&self.board, slot, source.clone(), 1, self.active.store.revision(), Input::Resync(input)).await;
         let again = |attempts| Scan { at, after: after.clone(), attempts };
         if ended.answer == Answer::Ok {
             let revision = ended.view.revision();
