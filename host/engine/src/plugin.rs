@@ -13,7 +13,8 @@ use kvasir_api::etcdserverpb::RangeRequest;
 use kvasir_api::limits::RANGE_SLICE_KEYS;
 use kvasir_api::mvccpb::KeyValue;
 use kvasir_machine::{
-    DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Table, TriggerRecord, blob_chunk_key, read_dead_letter_key,
+    DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Table, TriggerRecord, blob_chunk_key, dead_letter_key,
+    read_dead_letter_key,
 };
 use tokio::sync::watch;
 
@@ -100,25 +101,41 @@ impl Engine {
         self.consensus().state().read().blob(digest)
     }
 
-    /// Parked events of a plugin, in order of trigger and history, at most a thousand.
+    /// Parked events of a plugin after one of them, in order of trigger and history, at most a thousand; true when there are more.
     ///
     /// # Errors
     /// A disk fault.
-    pub async fn dead_letters(&self, plugin: &str) -> Result<Vec<DeadLetterView>, Error> {
+    pub async fn dead_letters(&self, plugin: &str, after: Option<(&str, Rev)>) -> Result<(Vec<DeadLetterView>, bool), Error> {
         let mut prefix = plugin.as_bytes().to_vec();
         prefix.push(0);
+        // There is one partition.
+        let after = after.map(|(trigger, at)| dead_letter_key(plugin, trigger, 0, at));
         self.blocking(move |store| {
-            let rows = store.table_scan(Table::DeadLetter, &prefix, None, DEAD_LETTERS_MAX)?;
+            let page = store.table_scan(Table::DeadLetter, &prefix, after.as_deref(), DEAD_LETTERS_MAX)?;
             let invalid =
                 |error: kvasir_machine::FormatError| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
-            rows.rows
-                .into_iter()
-                .map(|(key, value)| {
-                    let (_, trigger, partition, at) = read_dead_letter_key(&key).map_err(invalid)?;
-                    let record = DeadLetterRecord::decode(&value).map_err(invalid)?;
-                    Ok(DeadLetterView { trigger, partition, at, record })
-                })
-                .collect()
+            let more = page.more;
+            let letters = page.rows.into_iter().map(|(key, value)| {
+                let (_, trigger, partition, at) = read_dead_letter_key(&key).map_err(invalid)?;
+                let record = DeadLetterRecord::decode(&value).map_err(invalid)?;
+                Ok(DeadLetterView { trigger, partition, at, record })
+            });
+            Ok((letters.collect::<std::io::Result<_>>()?, more))
+        })
+        .await
+    }
+
+    /// One parked event of a trigger.
+    ///
+    /// # Errors
+    /// A disk fault.
+    pub async fn dead_letter(&self, plugin: &str, trigger: &str, at: Rev) -> Result<Option<DeadLetterRecord>, Error> {
+        let key = dead_letter_key(plugin, trigger, 0, at);
+        self.blocking(move |store| {
+            let value = store.table_get(Table::DeadLetter, &key)?;
+            let invalid =
+                |error: kvasir_machine::FormatError| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
+            value.map(|value| DeadLetterRecord::decode(&value).map_err(invalid)).transpose()
         })
         .await
     }

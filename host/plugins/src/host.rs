@@ -1,5 +1,7 @@
 //! The door to the plugins for the node's services and command line.
 
+mod letters;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,27 +307,6 @@ impl PluginHost {
     async fn control(&self, name: &str, action: Action, reason: &str) -> Result<(), Error> {
         self.record(name)?;
         self.store().control(PluginControl { name: name.to_owned(), action: action.into(), reason: reason.to_owned() }).await
-    }
-
-    /// The events that a plugin could not handle, in order of trigger and history.
-    ///
-    /// # Errors
-    /// As [`PluginHost::remove`].
-    pub async fn dead_letters(&self, name: &str) -> Result<api::DeadLettersResponse, Error> {
-        self.record(name)?;
-        let letters = self.store().dead_letters(name).await?;
-        let letters = letters
-            .into_iter()
-            .map(|(trigger, at, letter)| api::DeadLetter {
-                trigger,
-                main: at.main,
-                sub: at.sub,
-                key: letter.key,
-                error: letter.error,
-                attempts: letter.attempts,
-            })
-            .collect();
-        Ok(api::DeadLettersResponse { letters })
     }
 
     /// Counters and gauges for `/metrics`.

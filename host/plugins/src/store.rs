@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
-use kvasir_api::command::{Assign, BlobChunk, CursorAdvance, EffectTxn, Origin, PluginControl, PluginRemove, PluginSet};
+use kvasir_api::command::{
+    Assign, BlobChunk, CursorAdvance, DeadLetterDrop, EffectTxn, Origin, PluginControl, PluginRemove, PluginSet,
+};
 use kvasir_api::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
 use kvasir_api::v3lockpb::LockRequest;
 use kvasir_engine::{Access, Caller, Engine, HistoryBatch, KeyRange};
@@ -158,10 +160,28 @@ impl Store {
         self.engine.registry_changes()
     }
 
-    /// Parked events of a plugin: trigger, place, and what is kept.
-    pub(crate) async fn dead_letters(&self, plugin: &str) -> Result<Vec<(String, Rev, DeadLetterRecord)>, Error> {
-        let letters = self.engine.dead_letters(plugin).await?;
-        Ok(letters.into_iter().map(|letter| (letter.trigger, letter.at, letter.record)).collect())
+    /// A page of a plugin's parked events after one of them: trigger, place, and what is kept; true when there are more.
+    pub(crate) async fn dead_letters(
+        &self,
+        plugin: &str,
+        after: Option<(&str, Rev)>,
+    ) -> Result<(Vec<(String, Rev, DeadLetterRecord)>, bool), Error> {
+        let (letters, more) = self.engine.dead_letters(plugin, after).await?;
+        Ok((letters.into_iter().map(|letter| (letter.trigger, letter.at, letter.record)).collect(), more))
+    }
+
+    pub(crate) async fn dead_letter(&self, plugin: &str, trigger: &str, at: Rev) -> Result<Option<DeadLetterRecord>, Error> {
+        self.engine.dead_letter(plugin, trigger, at).await
+    }
+
+    /// Forgets parked events of a trigger, all of them when none is named; returns how many there were.
+    pub(crate) async fn drop_dead_letters(&self, plugin: &str, trigger: &str, at: Vec<Rev>) -> Result<u64, Error> {
+        let at = at.into_iter().map(Into::into).collect();
+        let request = DeadLetterDrop { plugin: plugin.to_owned(), trigger: trigger.to_owned(), partition: 0, at };
+        match self.propose(Body::DeadLetterDrop(request)).await? {
+            Reply::DeadLetterDrop { dropped, .. } => Ok(u64::from(dropped)),
+            reply => Err(unexpected(&reply)),
+        }
     }
 
     /// A component's bytes if it is whole; its digest is not checked yet.

@@ -74,6 +74,12 @@ impl Node {
         self.engine.alarm(&Caller::client(), request).await.unwrap();
     }
 
+    async fn letters(&self, after_trigger: &str) -> api::DeadLettersResponse {
+        let after_trigger = after_trigger.to_owned();
+        let request = api::DeadLettersRequest { name: "p".into(), after_trigger, ..api::DeadLettersRequest::default() };
+        self.host.dead_letters(request).await.unwrap()
+    }
+
     fn plugin(&self) -> api::PluginStatus {
         self.host.list().plugins.into_iter().next().unwrap()
     }
@@ -208,7 +214,7 @@ async fn each_hostile_guest_is_stopped_by_its_own_limit_and_says_so() {
         let trigger = node.plugin().triggers[0].clone();
         assert!(trigger.last_error.contains(says), "{what}: {}", trigger.last_error);
         assert!(node.log().contains(says), "{what}: {}", node.log());
-        let letter = node.host.dead_letters("p").await.unwrap().letters[0].clone();
+        let letter = node.letters("").await.letters[0].clone();
         assert_eq!((letter.key.as_ref(), letter.attempts), (&b"/in/a"[..], 2), "{what}");
         assert!(letter.error.contains(says), "{what}: {}", letter.error);
         node.stop().await;
@@ -281,9 +287,48 @@ async fn an_event_of_a_huge_key_is_parked_with_the_start_of_it() {
     node.put(&format!("/in/{}", "k".repeat(kvasir_api::limits::REQUEST_BYTES_MAX - 1_000)), "1").await;
     node.install(reactor("(call $reject)"), &watching("")).await.unwrap();
     node.until("it is parked", async |node| node.plugin().triggers[0].dead_letters == 1).await;
-    let letters = node.host.dead_letters("p").await.unwrap().letters;
+    let letters = node.letters("").await.letters;
     assert_eq!(letters[0].key.len(), kvasir_api::limits::DEAD_LETTER_KEY_BYTES_MAX);
     assert!(letters[0].key.starts_with(b"/in/kkk"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_and_dropped() {
+    let node = Node::start().await;
+    node.install(reactor("(call $reject)"), &watching("")).await.unwrap();
+    for key in ["/in/a", "/in/b", "/in/c"] {
+        node.put(key, &format!("value of {key}")).await;
+    }
+    node.until("all are parked", async |node| node.plugin().triggers[0].dead_letters == 3).await;
+    let letters = node.letters("").await.letters;
+    assert_eq!(letters.iter().map(|letter| letter.key.as_ref()).collect::<Vec<_>>(), [b"/in/a", b"/in/b", b"/in/c"]);
+    let second = &letters[1];
+    let after =
+        api::DeadLettersRequest { name: "p".into(), after_trigger: "w".into(), after_main: second.main, after_sub: second.sub };
+    let page = node.host.dead_letters(after).await.unwrap();
+    assert_eq!((page.letters.len(), page.more), (1, false));
+    assert_eq!(page.letters[0].key, "/in/c");
+
+    let show = |main| {
+        let request = api::ShowDeadLetterRequest { name: "p".into(), trigger: "w".into(), main, sub: second.sub };
+        node.host.dead_letter(request)
+    };
+    let shown = show(second.main).await.unwrap();
+    assert_eq!(shown.letter.as_ref(), Some(second));
+    assert_eq!((shown.event_found, shown.key.as_ref(), shown.value.as_ref()), (true, &b"/in/b"[..], &b"value of /in/b"[..]));
+    assert!(matches!(show(1).await, Err(Error::Missing(_))));
+
+    let drop = |at: Vec<api::drop_dead_letters_request::At>, all| {
+        let trigger = if all { String::new() } else { "w".to_owned() };
+        node.host.drop_dead_letters(api::DropDeadLettersRequest { name: "p".into(), trigger, at, all })
+    };
+    assert!(matches!(drop(vec![], false).await, Err(Error::Invalid(_))), "nothing is dropped by leaving out what");
+    let one = api::drop_dead_letters_request::At { main: second.main, sub: second.sub };
+    assert_eq!(drop(vec![one], false).await.unwrap().dropped, 1);
+    assert_eq!(drop(vec![], true).await.unwrap().dropped, 2);
+    assert_eq!(node.letters("").await.letters, []);
+    assert_eq!(node.plugin().triggers[0].dead_letters, 0);
     node.stop().await;
 }
 

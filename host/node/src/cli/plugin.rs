@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** what a plugin may do is printed in words whenever it is installed or would be.
 
+mod dlq;
+
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,8 +11,8 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use kvasir_api::kvasir::plugin::v1::install_request::{Header, Part};
 use kvasir_api::kvasir::plugin::v1::{
-    DeadLettersRequest, InspectRequest, InstallRequest, InstallResponse, ListRequest, LogLine, LogsRequest, PauseRequest,
-    PluginStatus, RemoveRequest, ResumeRequest, TriggerStatus,
+    InspectRequest, InstallRequest, InstallResponse, ListRequest, LogLine, LogsRequest, PauseRequest, PluginStatus,
+    RemoveRequest, ResumeRequest, TriggerStatus,
 };
 use kvasir_api::limits::{BLOB_CHUNK_BYTES, COMPONENT_BYTES_MAX, MANIFEST_BYTES_MAX};
 use serde_json::{Value, json};
@@ -63,17 +65,7 @@ pub(crate) enum Plugin {
     },
     /// Dead letters: events that a plugin could not handle
     #[command(subcommand)]
-    Dlq(Dlq),
-}
-
-/// `kvasir plugin dlq`.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Dlq {
-    /// Prints a plugin's dead letters
-    List {
-        /// The plugin's name
-        name: String,
-    },
+    Dlq(dlq::Dlq),
 }
 
 /// `kvasir plugin install`.
@@ -130,7 +122,7 @@ impl Plugin {
                 connection.answer(plugins.resume(ResumeRequest { name: name.clone() })).await?;
                 done(&name, "resumed", out)
             }
-            Plugin::Dlq(Dlq::List { name }) => dead_letters(name, connection, out).await,
+            Plugin::Dlq(command) => command.run(connection, out).await,
         }
     }
 }
@@ -163,7 +155,8 @@ impl Install {
         };
         let mut plugins = connection.plugins().await?;
         let uploading = plugins.install(upload(header, component.into(), !out.json_wanted()));
-        // No bound of ours: a large component is compiled before the answer. The node bounds the upload.
+        // No bound of ours: a large component takes its time to arrive and to be checked. The node bounds the upload; it compiles
+        // after the answer.
         let response = uploading.await?.into_inner();
         if out.json_wanted() {
             out.json(&json!({
@@ -223,7 +216,7 @@ fn upload(header: Header, component: Bytes, show: bool) -> impl tokio_stream::St
     let pieces = (0..total).step_by(BLOB_CHUNK_BYTES).map(move |start| {
         let end = total.min(start + BLOB_CHUNK_BYTES);
         if show {
-            let rest = if end == total { ", compiling\n" } else { "" };
+            let rest = if end == total { ", checking\n" } else { "" };
             let _ = write!(std::io::stderr(), "\rsent {} of {}{rest}", size(end as i64), size(total as i64));
         }
         InstallRequest { part: Some(Part::Data(component.slice(start..end))) }
@@ -376,40 +369,6 @@ fn log_line(line: &LogLine) -> String {
     let target = if line.target.is_empty() { String::new() } else { format!("{}: ", line.target) };
     let (at, level) = (clock::utc(line.wall_ms), line.level.to_ascii_uppercase());
     format!("{at} {level:<5} [{}{attempt}] {target}{}", line.trigger, one_line(&line.message))
-}
-
-async fn dead_letters(name: String, connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
-    let mut plugins = connection.plugins().await?;
-    let response = connection.answer(plugins.dead_letters(DeadLettersRequest { name: name.clone() })).await?;
-    if out.json_wanted() {
-        let letter = |letter: &kvasir_api::kvasir::plugin::v1::DeadLetter| {
-            json!({
-                "trigger": letter.trigger,
-                "main": letter.main,
-                "sub": letter.sub,
-                "key": out::base64(&letter.key),
-                "error": letter.error,
-                "attempts": letter.attempts,
-            })
-        };
-        let letters: Vec<_> = response.letters.iter().map(letter).collect();
-        out.json(&json!({ "letters": letters }))?;
-        return Ok(());
-    }
-    if response.letters.is_empty() {
-        out.line(format!("{name} has no dead letters"))?;
-        return Ok(());
-    }
-    let mut rows = vec![["TRIGGER", "REVISION", "ATTEMPTS", "KEY", "ERROR"].map(str::to_owned).to_vec()];
-    for letter in &response.letters {
-        let revision = format!("{}.{}", letter.main, letter.sub);
-        let key = String::from_utf8_lossy(&letter.key).escape_debug().to_string();
-        rows.push(vec![letter.trigger.clone(), revision, letter.attempts.to_string(), key, one_line(&letter.error)]);
-    }
-    for line in out::table(&rows) {
-        out.line(line)?;
-    }
-    Ok(())
 }
 
 fn plugin_json(plugin: &PluginStatus) -> Value {

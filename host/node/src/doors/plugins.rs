@@ -10,9 +10,9 @@ use futures_util::stream::{self, Stream, StreamExt};
 use kvasir_api::kvasir::plugin::v1::install_request::{Header, Part};
 use kvasir_api::kvasir::plugin::v1::plugins_server::Plugins;
 use kvasir_api::kvasir::plugin::v1::{
-    DeadLettersRequest, DeadLettersResponse, InspectRequest, InspectResponse, InstallRequest, InstallResponse, ListRequest,
-    ListResponse, LogLine, LogsRequest, PauseRequest, PauseResponse, RemoveRequest, RemoveResponse, ResumeRequest,
-    ResumeResponse,
+    DeadLettersRequest, DeadLettersResponse, DropDeadLettersRequest, DropDeadLettersResponse, InspectRequest, InspectResponse,
+    InstallRequest, InstallResponse, ListRequest, ListResponse, LogLine, LogsRequest, PauseRequest, PauseResponse,
+    RemoveRequest, RemoveResponse, ResumeRequest, ResumeResponse, ShowDeadLetterRequest, ShowDeadLetterResponse,
 };
 use kvasir_api::{Error, limits};
 use tonic::{Request, Response, Status};
@@ -72,7 +72,21 @@ impl Plugins for Door {
     }
 
     async fn dead_letters(&self, request: Request<DeadLettersRequest>) -> Result<Response<DeadLettersResponse>, Status> {
-        Ok(Response::new(self.plugins.dead_letters(&request.into_inner().name).await?))
+        Ok(Response::new(self.plugins.dead_letters(request.into_inner()).await?))
+    }
+
+    async fn show_dead_letter(
+        &self,
+        request: Request<ShowDeadLetterRequest>,
+    ) -> Result<Response<ShowDeadLetterResponse>, Status> {
+        Ok(Response::new(self.plugins.dead_letter(request.into_inner()).await?))
+    }
+
+    async fn drop_dead_letters(
+        &self,
+        request: Request<DropDeadLettersRequest>,
+    ) -> Result<Response<DropDeadLettersResponse>, Status> {
+        Ok(Response::new(self.plugins.drop_dead_letters(request.into_inner()).await?))
     }
 }
 
