@@ -101,7 +101,7 @@ pub(crate) struct ScheduleTrigger {
     pub(crate) id: String,
     #[serde(rename = "every")]
     _every: String,
-    pub(crate) lock: Option<String>,
+    lock: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -176,9 +176,24 @@ impl Manifest {
     /// Reads a manifest; a test with a bad one ends here, with the reason.
     pub(crate) fn parse(text: &str) -> Manifest {
         match toml::from_str::<Manifest>(text) {
-            Ok(manifest) => manifest,
+            Ok(manifest) => manifest.with_implied_grants(),
             Err(error) => panic!("plugin.toml: {error}"),
         }
+    }
+
+    /// What a watch delivers it reads, and a schedule takes its lock.
+    fn with_implied_grants(mut self) -> Manifest {
+        self.grants.kv_read.extend(self.trigger.watch.iter().filter_map(|watch| watch.prefix.clone()));
+        let plugin = &self.plugin.name;
+        self.grants.lock.extend(self.trigger.schedule.iter().map(|schedule| schedule.lock(plugin)));
+        self
+    }
+}
+
+impl ScheduleTrigger {
+    /// The lock that the task runs under.
+    pub(crate) fn lock(&self, plugin: &str) -> String {
+        self.lock.clone().unwrap_or_else(|| format!("/kvasir/locks/{plugin}/{}", self.id))
     }
 }
 

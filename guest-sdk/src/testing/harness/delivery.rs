@@ -8,7 +8,7 @@ use super::{DeadLetter, Ended, Harness, RERUNS_MAX, Ran, catch};
 use crate::testing::manifest::{Exhausted, Kind, Mode, WatchTrigger, bytes};
 use crate::testing::run::event;
 use crate::testing::store::Logged;
-use crate::{Batch, Cx, Entry, Event, Key, Outcome, Raw, Resync};
+use crate::{Batch, Cx, Entry, Error, Event, Key, Outcome, Raw, Resync};
 
 impl Harness {
     /// Delivers one batch or page. False if there was nothing to do.
@@ -48,7 +48,7 @@ impl Harness {
                 }
                 // Bisect: the poison is in one half.
                 Some(_) if count > 1 => limit = count.div_ceil(2),
-                Some(Ended::Retry(reason)) if self.manifest.failure.on_exhausted == Exhausted::Halt => {
+                Some(Ended::Retry(reason) | Ended::Reject(reason)) if self.manifest.failure.on_exhausted == Exhausted::Halt => {
                     trigger.halted = Some(reason);
                     return true;
                 }
@@ -99,10 +99,11 @@ impl Harness {
         loop {
             let run = self.start(trigger, attempt, None);
             ran.calls += 1;
-            match catch(|| handler(&mut Cx::new(run.clone()))) {
+            let ended = match catch(|| handler(&mut Cx::new(run.clone()))) {
                 Ended::Ok if self.crashes > 0 => {
                     self.crashes -= 1;
                     attempt += 1;
+                    continue;
                 }
                 Ended::Ok => match run.commit_staged() {
                     Ok(_) => {
@@ -110,11 +111,16 @@ impl Harness {
                         return None;
                     }
                     // Not the handler's fault: again on a newer snapshot.
-                    Err(error) => {
+                    Err(Error::Conflict(what)) => {
                         reruns += 1;
-                        assert!(reruns < RERUNS_MAX, "the handler's guards broke {reruns} times in a row: {error}");
+                        assert!(reruns < RERUNS_MAX, "the handler's guards broke {reruns} times in a row: {what}");
+                        continue;
                     }
+                    Err(error) => Ended::Retry(error.to_string()),
                 },
+                ended => ended,
+            };
+            match ended {
                 Ended::Retry(_) if attempt <= self.manifest.failure.retries => attempt += 1,
                 failed => return Some(failed),
             }
@@ -126,15 +132,15 @@ impl Harness {
         let selection = watch.selection();
         let wanted = |change: &Logged| {
             let kind = if change.entry.is_some() { Kind::Put } else { Kind::Delete };
-            selection.contains(&change.key) && watch.events.contains(&kind) && (watch.self_events || !change.own)
+            watch.events.contains(&kind) && (watch.self_events || !change.own)
         };
         self.world.with(|world| {
-            let all: Vec<&Logged> = world.store.changes(cursor).filter(|change| wanted(change)).collect();
-            // `latest`: a change that a later one of the same key follows is not delivered.
+            let all: Vec<&Logged> = world.store.changes(cursor).filter(|change| selection.contains(&change.key)).collect();
+            // `latest`: a change that a later one of the same key follows is not delivered, whether the later one is or not.
             let superseded =
                 |at: usize| watch.mode == Mode::Latest && all[at + 1..].iter().any(|later| later.key == all[at].key);
             let (mut events, mut size, mut cut) = (Vec::new(), 0, None);
-            for (at, change) in all.iter().enumerate().filter(|(at, _)| !superseded(*at)) {
+            for (at, change) in all.iter().enumerate().filter(|(at, change)| wanted(change) && !superseded(*at)) {
                 size += change.key.len() + change.entry.as_ref().map_or(0, |entry| entry.value.len());
                 if !events.is_empty() && (events.len() == limit || size > bytes(&watch.batch.max_bytes)) {
                     cut = Some(at);
