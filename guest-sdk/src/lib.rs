@@ -63,7 +63,7 @@ pub mod host;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
-pub use backend::LeaseStatus;
+pub use backend::{LeaseStatus, Position};
 pub use cx::Cx;
 pub use entry::{Entry, Payload, Raw};
 pub use error::Error;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvasir_guest::prelude::*;
 use kvasir_guest::testing::Harness;
-use kvasir_guest::{Error, Task};
+use kvasir_guest::{Error, Position, Task};
 
 /// Does what `/tidy/mode` says.
 #[kvasir_guest::task]
@@ -49,7 +49,7 @@ fn tidy(cx: &mut TaskCx) -> Outcome {
             cx.commit()?;
         }
         "watch" => {
-            let mut watch = cx.watch(&Selection::prefix("/tidy/in/"), 1)?;
+            let mut watch = cx.watch(&Selection::prefix("/tidy/in/"), Position::from(1))?;
             let mut seen = Vec::new();
             loop {
                 let events = watch.next::<Raw>(2, Duration::from_millis(10))?;

@@ -14,7 +14,7 @@ pub(super) use handles::{acquire, event};
 use super::manifest::{Manifest, bytes};
 use super::store::Op;
 use super::world::{Moment, Shared};
-use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, TaskBackend};
+use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, Position, TaskBackend};
 use crate::{Entry, Error, Key, Raw, Selection};
 
 /// A host call, for [`Harness::inject`](super::Harness::inject).
@@ -395,11 +395,11 @@ impl TaskBackend for Run {
         self.lock.as_ref().map(|(_, create_revision)| *create_revision)
     }
 
-    fn watch(&self, what: &Selection, start: u64) -> Result<Box<dyn CursorBackend>, Error> {
+    fn watch(&self, what: &Selection, start: Option<Position>) -> Result<Box<dyn CursorBackend>, Error> {
         self.enter(&Call::Watch)?;
         self.check_read(what)?;
         // Whether it is compacted shows when changes are pulled.
-        let next = (if start == 0 { self.state.borrow().snapshot + 1 } else { start }, 0);
+        let next = start.unwrap_or_else(|| Position::from(self.state.borrow().snapshot + 1));
         Ok(Box::new(RunCursor { world: self.world.clone(), what: what.clone(), trigger: self.trigger.clone(), next }))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a lock's key lives as long as its handle, unless somebody deletes it.
 
-use crate::backend::{CursorBackend, LockBackend};
+use crate::backend::{CursorBackend, LockBackend, Position};
 use crate::testing::run::Call;
 use crate::testing::store::{Logged, Op};
 use crate::testing::world::{Moment, Shared};
@@ -53,19 +53,20 @@ pub(super) struct RunCursor {
     pub(super) what: Selection,
     pub(super) trigger: String,
     /// The next change to look at.
-    pub(super) next: (u64, u32),
+    pub(super) next: Position,
 }
 
 impl RunCursor {
     fn pull(&mut self, max_events: u32) -> Vec<Event<Raw>> {
         let max_events = max_events.clamp(1, EVENTS_MAX) as usize;
         let (from, mut events) = (self.next, Vec::new());
+        let at = |change: &Logged| Position { revision: change.main, sub: change.sub };
         self.world.clone().with(|world| {
-            let changes = world.store.changes((0, 0)).filter(|change| (change.main, change.sub) >= from);
-            self.next = (world.store.revision() + 1, 0).max(from);
+            let changes = world.store.changes((0, 0)).filter(|change| at(change) >= from);
+            self.next = Position::from(world.store.revision() + 1).max(from);
             for change in changes.filter(|change| self.what.contains(&change.key)) {
                 if events.len() == max_events {
-                    self.next = (change.main, change.sub);
+                    self.next = at(change);
                     break;
                 }
                 events.push(event(&self.trigger, change, false));
@@ -76,12 +77,12 @@ impl RunCursor {
 }
 
 impl CursorBackend for RunCursor {
-    fn next(&mut self, max_events: u32, wait_ms: u32) -> Result<Vec<Event<Raw>>, Error> {
+    fn next(&mut self, max_events: u32, wait_ms: u64) -> Result<Vec<Event<Raw>>, Error> {
         if let Some(error) = self.world.injected(&Call::Watch) {
             return Err(error);
         }
         let compacted = self.world.with(|world| world.store.compacted());
-        if self.next.0 <= compacted {
+        if self.next.revision <= compacted {
             return Err(Error::Compacted(compacted));
         }
         let events = self.pull(max_events);
@@ -92,8 +93,8 @@ impl CursorBackend for RunCursor {
         Ok(self.pull(max_events))
     }
 
-    fn position(&self) -> u64 {
-        self.next.0
+    fn position(&self) -> Position {
+        self.next
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `lease` | a TTL | puts `/tasks/own/leased` with it, renews it, waits for its step, revokes it | whether, and its state then |
 //! | `lease-of` | a lease's id | renews it | `renewed`, or the refusal |
 //! | `lease-put` | a lease's id | puts `/tasks/own/attached` with it | `committed`, or the refusal |
-//! | `watch` | a revision | pulls `/tasks/in/` from there, two changes at a time | the pulls |
+//! | `watch` | a revision | pulls `/tasks/in/` from there, two changes at a time, with a new cursor each time | the pulls |
 //! | `pages` | a prefix | scans it | the pages' sizes |
 //! | `outside` | a key | reads it | `read`, or the refusal |
 //!
@@ -21,7 +21,7 @@
 use std::time::Duration;
 
 use kvasir_guest::prelude::*;
-use kvasir_guest::{Error, LeaseStatus};
+use kvasir_guest::{Error, LeaseStatus, Position};
 
 /// Long enough that only a broken test waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -97,7 +97,7 @@ fn lease(cx: &mut TaskCx, ttl_s: u64) -> Result<String, Error> {
 
 /// Waits until somebody puts the order's step after this revision.
 fn step(cx: &TaskCx, order: &str, at: u64) -> Result<(), Error> {
-    let mut steps = cx.watch(&Selection::key(format!("/tasks/step/{order}")), at + 1)?;
+    let mut steps = cx.watch(&Selection::key(format!("/tasks/step/{order}")), Position::from(at + 1))?;
     while steps.next::<Raw>(1, STEP)?.is_empty() {
         if cx.cancelled() {
             return Err(Error::Conflict("cancelled".to_owned()));
@@ -106,12 +106,14 @@ fn step(cx: &TaskCx, order: &str, at: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Each change as its name and its place in the revision, each pull of at most two in brackets.
+/// Each change as its name and its place in the revision, each pull of at most two in brackets. Every pull is by a cursor of its
+/// own, opened where the one before it stood.
 fn pulls(cx: &TaskCx, start: u64) -> Result<String, Error> {
-    let mut watch = cx.watch(&Selection::prefix("/tasks/in/"), start)?;
-    let mut pulls = Vec::new();
+    let (mut at, mut pulls) = (Position::from(start), Vec::new());
     loop {
+        let mut watch = cx.watch(&Selection::prefix("/tasks/in/"), at)?;
         let events = watch.next::<Raw>(2, Duration::ZERO)?;
+        at = watch.position();
         if events.is_empty() {
             return Ok(pulls.join(" "));
         }
