@@ -52,11 +52,16 @@ impl HostCursor for Run {
         let deadline = tokio::time::Instant::now() + Duration::from_millis(wait_ms.min(WAIT_MS_MAX));
         let events = loop {
             revisions.mark_unchanged();
+            // For a task compaction counts at once, as for clients: what is kept for triggers is not for it to rely on.
+            let compacted = self.facts.store.compact_revision();
+            if at.main <= compacted {
+                return Ok(Err(wit::Error::Compacted(compacted)));
+            }
             let batch =
                 match self.facts.store.history(at, &keys, self.facts.caller.tenant, max_events, EVENT_BYTES_MAX, false).await {
                     Ok(batch) => batch,
                     Err(error) => {
-                        let refused = Err(refusal(&error, "the range", self.facts.store.compact_revision()));
+                        let refused = Err(refusal(&error, "the range", compacted));
                         return Ok(self.noting(refused));
                     }
                 };
