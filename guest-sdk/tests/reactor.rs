@@ -68,6 +68,12 @@ fn the_manifest_is_the_crates_own() {
 }
 
 #[test]
+#[should_panic(expected = "`5 minutes` is not a duration; write a whole number and ms, s, m or h")]
+fn a_manifest_that_the_host_refuses_is_refused() {
+    let _ = harness().with_manifest(&on_config::MANIFEST.replace("every = \"10s\"", "every = \"5 minutes\""));
+}
+
+#[test]
 fn a_value_that_does_not_decode_is_parked_alone_with_its_key() {
     let mut h = harness();
     put(&mut h, "a", 1, "");

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::manifest::{Manifest, WatchTrigger};
+use super::manifest::{self, Manifest, Watch};
 use super::run::{Call, Run, acquire};
 use super::store::{Op, Writes};
 use super::world::{Moment, PAGE_ENTRIES, Shared};
@@ -116,10 +116,9 @@ impl Harness {
     fn new(manifest: &str) -> Self {
         crate::logger::install();
         LINES.with_borrow_mut(Vec::clear);
-        let manifest = Manifest::parse(manifest);
-        let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let config = manifest.config.iter().map(|(name, value)| (name.clone(), text(value))).collect();
-        let trigger = |_: &WatchTrigger| TriggerState { cursor: (0, 0), cursor_before: (0, 0), resync: None, halted: None };
+        let manifest = manifest::parse(manifest);
+        let config = manifest.config.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
+        let trigger = |_: &Watch| TriggerState { cursor: (0, 0), cursor_before: (0, 0), resync: None, halted: None };
         Harness {
             world: Shared::new(),
             config,
@@ -341,7 +340,7 @@ impl Harness {
         let Some(schedule) = self.manifest.trigger.schedule.first() else { panic!("plugin.toml: no [[trigger.schedule]]") };
         let name = schedule.lock(&self.manifest.plugin.name);
         let lock = acquire(&self.world, name.as_bytes())?;
-        let run = self.start(&schedule.id, 1, Some((lock.key.clone(), lock.create_revision)));
+        let run = self.start(schedule.id.as_str(), 1, Some((lock.key.clone(), lock.create_revision)));
         let ended = catch(|| task(&mut TaskCx::new(Rc::clone(&run))));
         // What is still staged on `ok` is committed, as the host does.
         let ended = match ended {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use handles::RunCursor;
 pub(super) use handles::{acquire, event};
 
-use super::manifest::{Manifest, bytes};
+use super::manifest::Manifest;
 use super::store::Op;
 use super::world::{Moment, Shared};
 use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, Position, TaskBackend};
@@ -171,7 +171,7 @@ impl Run {
 
     /// Counts a host call. One too many ends the run, as it does in the host.
     fn charge(&self) -> u64 {
-        let limit = self.manifest.limits.host_calls;
+        let limit = u64::from(self.manifest.limits.host_calls);
         let calls = self.state.borrow().calls + 1;
         assert!(calls <= limit, "stopped: more than {limit} host calls (host-calls)");
         self.state.borrow_mut().calls = calls;
@@ -231,10 +231,10 @@ impl Run {
         let staged_ops = state.staged.len() + usize::from(replaced.is_none());
         let staged_bytes = state.staged_bytes - replaced.unwrap_or(0) + weight(&op);
         let limits = &self.manifest.limits;
-        if staged_ops > limits.staged_ops {
+        if staged_ops > limits.staged_ops as usize {
             return Err(Error::Limit(format!("more than {} staged writes", limits.staged_ops)));
         }
-        if staged_bytes > bytes(&limits.staged_bytes) {
+        if staged_bytes as u64 > limits.staged_bytes.0 {
             return Err(Error::Limit(format!("more than {} of staged writes", limits.staged_bytes)));
         }
         state.staged_bytes = staged_bytes;
@@ -355,7 +355,7 @@ impl Backend for Run {
 
     fn plugin(&self) -> String {
         self.charge();
-        self.manifest.plugin.name.clone()
+        self.manifest.plugin.name.to_string()
     }
 
     fn trigger(&self) -> String {

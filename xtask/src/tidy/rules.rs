@@ -123,7 +123,7 @@ fn is_product(path: &Path) -> bool {
     let mut parts = inside.components().map(|part| part.as_os_str().to_string_lossy());
     let house = parts.next().unwrap_or_default().into_owned();
     let rest: Vec<String> = parts.map(|part| part.into_owned()).collect();
-    matches!(house.as_str(), "host" | "guest-sdk" | "plugins")
+    matches!(house.as_str(), "host" | "manifest" | "guest-sdk" | "plugins")
         && rest.iter().any(|part| part == "src")
         // The harness in which plugin authors test fails tests by panicking.
         && !rest.iter().any(|part| part == "testing" || part == "testing.rs")
