@@ -34,7 +34,7 @@ pub(crate) trait Backend {
 pub(crate) trait TaskBackend: Backend {
     fn commit(&self) -> Result<u64, Error>;
     fn fencing_token(&self) -> Option<u64>;
-    fn watch(&self, what: &Selection, start: u64) -> Result<Box<dyn CursorBackend>, Error>;
+    fn watch(&self, what: &Selection, start: Option<Position>) -> Result<Box<dyn CursorBackend>, Error>;
     fn lease_grant(&self, ttl_s: u64) -> Result<u64, Error>;
     fn lease_keep_alive(&self, id: u64) -> Result<LeaseStatus, Error>;
     fn lease_revoke(&self, id: u64) -> Result<(), Error>;
@@ -44,14 +44,30 @@ pub(crate) trait TaskBackend: Backend {
 
 /// A cursor over changes. Dropping it closes it.
 pub(crate) trait CursorBackend {
-    fn next(&mut self, max_events: u32, wait_ms: u32) -> Result<Vec<Event<Raw>>, Error>;
-    fn position(&self) -> u64;
+    fn next(&mut self, max_events: u32, wait_ms: u64) -> Result<Vec<Event<Raw>>, Error>;
+    fn position(&self) -> Position;
 }
 
 /// A held lock. Dropping it releases the lock.
 pub(crate) trait LockBackend {
     fn fencing_token(&self) -> u64;
     fn key(&self) -> Key;
+}
+
+/// A place in the order of changes: where a [`Watch`](crate::Watch) begins or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The revision.
+    pub revision: u64,
+    /// Among the changes of the revision; 0 is the first.
+    pub sub: u32,
+}
+
+impl From<u64> for Position {
+    /// The first change of a revision.
+    fn from(revision: u64) -> Self {
+        Position { revision, sub: 0 }
+    }
 }
 
 /// How long a lease lives.

@@ -30,6 +30,9 @@ pub enum Error {
     /// The call is not offered to what runs here.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// Another reason, of a host that is newer than this crate.
+    #[error("{0}")]
+    Other(String),
     /// A value is not the JSON that the plugin expects.
     #[error("the value of {key} does not decode: {reason}")]
     Decode {

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, TaskBackend};
+use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, Position, TaskBackend};
 use crate::handler::{Reactor, Task};
 use crate::{Batch, Change, Cx, Entry, Error, Event, Fault, Key, Outcome, Raw, Resync, Selection, TaskCx};
 
@@ -146,7 +146,8 @@ impl TaskBackend for Host {
         context::fencing_token()
     }
 
-    fn watch(&self, what: &Selection, start: u64) -> Result<Box<dyn CursorBackend>, Error> {
+    fn watch(&self, what: &Selection, start: Option<Position>) -> Result<Box<dyn CursorBackend>, Error> {
+        let start = start.map(|Position { revision, sub }| watch::Position { revision, sub });
         let cursor = watch::Cursor::open(&into_selection(what), start).map_err(from_error)?;
         Ok(Box::new(HostCursor { cursor, trigger: context::trigger() }))
     }
@@ -179,13 +180,14 @@ struct HostCursor {
 }
 
 impl CursorBackend for HostCursor {
-    fn next(&mut self, max_events: u32, wait_ms: u32) -> Result<Vec<Event<Raw>>, Error> {
+    fn next(&mut self, max_events: u32, wait_ms: u64) -> Result<Vec<Event<Raw>>, Error> {
         let events = self.cursor.next(max_events, wait_ms).map_err(from_error)?;
         Ok(events.into_iter().map(|event| from_event(&self.trigger, event)).collect())
     }
 
-    fn position(&self) -> u64 {
-        self.cursor.position()
+    fn position(&self) -> Position {
+        let watch::Position { revision, sub } = self.cursor.position();
+        Position { revision, sub }
     }
 }
 
@@ -238,6 +240,7 @@ fn from_error(error: types::Error) -> Error {
         types::Error::Compacted(revision) => Error::Compacted(revision),
         types::Error::Unavailable(text) => Error::Unavailable(text),
         types::Error::Unsupported(text) => Error::Unsupported(text),
+        types::Error::Other(text) => Error::Other(text),
     }
 }
 

@@ -40,7 +40,7 @@
 //!   something it read has changed meanwhile, it is run again on a newer snapshot, so it must not keep state elsewhere.
 //! - **`?` on any error means "again later"**; [`bail_reject!`] means "never with this input". A value that does not decode is
 //!   rejected with a message that names the key.
-//! - **A panic is a trap**: it ends the run, nothing is committed, and its message stands in the plugin's log.
+//! - **A panic is a trap**: it ends the run and nothing is committed; its message stands in the run's error and in the log.
 //! - **Tests** use [`testing::Harness`], which keeps the same rules in memory.
 //!
 //! Invariant: handlers reach the world only through [`Cx`] and [`TaskCx`], so the same code runs in the host and in tests.
@@ -63,7 +63,7 @@ pub mod host;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
-pub use backend::LeaseStatus;
+pub use backend::{LeaseStatus, Position};
 pub use cx::Cx;
 pub use entry::{Entry, Payload, Raw};
 pub use error::Error;

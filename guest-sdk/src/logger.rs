@@ -1,4 +1,4 @@
-//! `log` without setup: lines go to the host on wasm, to the harness in tests.
+//! `log` without setup: lines go to the host on wasm, to the harness in tests. A panic's message goes to standard error.
 //!
 //! Invariant: installing is idempotent and never replaces a logger that somebody else installed.
 
@@ -17,11 +17,22 @@ pub(crate) fn install() {
             log::set_max_level(log::LevelFilter::Trace);
         }
         #[cfg(target_family = "wasm")]
-        std::panic::set_hook(Box::new(|panic| {
-            // On wasm a panic is a trap, of which the host sees no text: the text goes ahead as a line.
-            log::error!(target: "panic", "{panic}");
-        }));
+        std::panic::set_hook(Box::new(tell));
     });
+}
+
+/// A panic is a trap, of which the host sees no text. What it adds to the trap's reason are the last lines of standard error, so
+/// the message goes there, with the place on the same line.
+#[cfg(target_family = "wasm")]
+fn tell(panic: &std::panic::PanicHookInfo<'_>) {
+    use std::io::Write;
+
+    let message = panic.payload_as_str().unwrap_or("panicked");
+    // Nobody is left to tell of a failure here.
+    let _ = match panic.location() {
+        Some(place) => writeln!(std::io::stderr(), "panicked at {place}: {message}"),
+        None => writeln!(std::io::stderr(), "panicked: {message}"),
+    };
 }
 
 impl log::Log for GuestLogger {

@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, TaskBackend};
+use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Position, TaskBackend};
 use crate::cx::Cx;
 use crate::event::Event;
 use crate::{Error, Key, Payload, Selection};
@@ -40,12 +40,13 @@ impl TaskCx {
         self.backend.fencing_token()
     }
 
-    /// A cursor over changes from a revision on, included; 0 means just after the current snapshot.
+    /// A cursor over changes from a place on, included, such as `Position::from(revision)`; `None` means just after the current
+    /// snapshot.
     ///
     /// # Errors
-    /// [`Error::Denied`] without a read grant for the range; [`Error::Compacted`] if `start` is.
-    pub fn watch(&self, what: &Selection, start: u64) -> Result<Watch, Error> {
-        Ok(Watch { cursor: self.backend.watch(what, start)? })
+    /// [`Error::Denied`] without a read grant for the range.
+    pub fn watch(&self, what: &Selection, start: impl Into<Option<Position>>) -> Result<Watch, Error> {
+        Ok(Watch { cursor: self.backend.watch(what, start.into())? })
     }
 
     /// Grants a lease.
@@ -89,17 +90,17 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next changes in order; waits up to `wait` for the first, empty when none came.
+    /// The next changes in order, at most `max_events`: a revision with more comes in pieces. Waits up to `wait` for the first,
+    /// empty when none came.
     ///
     /// # Errors
-    /// [`Error::Decode`] for a value that does not decode; [`Error::Compacted`] when the cursor fell behind compaction.
+    /// [`Error::Decode`] for a value that does not decode; [`Error::Compacted`] when the cursor is behind compaction.
     pub fn next<T: Payload>(&mut self, max_events: u32, wait: Duration) -> Result<Vec<Event<T>>, Error> {
-        let wait_ms = u32::try_from(millis(wait)).unwrap_or(u32::MAX);
-        self.cursor.next(max_events, wait_ms)?.into_iter().map(Event::decode).collect()
+        self.cursor.next(max_events, millis(wait))?.into_iter().map(Event::decode).collect()
     }
 
-    /// The next revision that [`Watch::next`] looks at.
-    pub fn position(&self) -> u64 {
+    /// Where [`Watch::next`] goes on: a watch from there repeats nothing and misses nothing.
+    pub fn position(&self) -> Position {
         self.cursor.position()
     }
 }

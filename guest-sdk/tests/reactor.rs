@@ -41,6 +41,10 @@ fn on_config(cx: &mut Cx, event: Event<AppConfig>) -> Outcome {
         }
         "previous" => cx.put_json(&target, &event.previous.map(|entry| entry.value.replicas))?,
         "replayed" => cx.put_json(&target, &event.replayed)?,
+        "reread" => {
+            let again = cx.get_json::<AppConfig>(&event.key)?.map(|entry| entry.value.replicas);
+            cx.put_json(&target, &again)?;
+        }
         _ => cx.put_json(target, &config.replicas)?,
     }
     Ok(())
@@ -61,6 +65,12 @@ fn reasons(h: &Harness) -> Vec<String> {
 #[test]
 fn the_manifest_is_the_crates_own() {
     assert_eq!(<on_config as Reactor>::MANIFEST, include_str!("../plugin.toml"));
+}
+
+#[test]
+#[should_panic(expected = "`5 minutes` is not a duration; write a whole number and ms, s, m or h")]
+fn a_manifest_that_the_host_refuses_is_refused() {
+    let _ = harness().with_manifest(&on_config::MANIFEST.replace("every = \"10s\"", "every = \"5 minutes\""));
 }
 
 #[test]
@@ -136,6 +146,13 @@ fn a_retry_is_bounded_and_then_parked() {
     h.run();
     assert!(h.halted().is_some_and(|reason| reason.contains("attempt 3")));
     assert!(h.get("/replicas/y").is_none());
+
+    let mut h = harness().with_manifest(&manifest);
+    put(&mut h, "x", 1, "reject");
+    put(&mut h, "y", 1, "");
+    h.run();
+    assert!(h.halted().is_some_and(|reason| reason.contains("rejected on purpose")), "halting is for a reject too");
+    assert!(h.get("/replicas/y").is_none() && h.dead_letters().is_empty());
 }
 
 #[test]
@@ -216,6 +233,25 @@ fn latest_delivers_the_newest_state_of_each_key() {
     let ran = h.run();
     assert_eq!((ran.calls, h.get_json("/replicas/x"), h.get_json("/replicas/y")), (1, Some(8), Some(8)));
     assert_eq!(h.logs().len(), 2);
+}
+
+#[test]
+fn latest_does_not_deliver_what_a_change_of_another_kind_replaced() {
+    let manifest = on_config::MANIFEST.replace("prev = true", "mode = \"latest\"\nevents = [\"put\"]");
+    let mut h = harness().with_manifest(&manifest);
+    put(&mut h, "x", 1, "");
+    h.delete("/config/x");
+    assert_eq!(h.run().calls, 0);
+    assert!(h.get("/replicas/x").is_none());
+}
+
+#[test]
+fn what_a_watch_delivers_may_be_read_without_asking_for_it() {
+    let manifest = on_config::MANIFEST.replace("\"/config/\", \"/replicas/\"", "\"/replicas/\"");
+    let mut h = harness().with_manifest(&manifest);
+    put(&mut h, "x", 3, "reread");
+    h.run();
+    assert_eq!(h.get_json("/replicas/x"), Some(3));
 }
 
 #[test]

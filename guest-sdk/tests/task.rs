@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use kvasir_guest::Error;
 use kvasir_guest::prelude::*;
 use kvasir_guest::testing::Harness;
+use kvasir_guest::{Error, Position, Task};
 
 /// Does what `/tidy/mode` says.
 #[kvasir_guest::task]
@@ -44,8 +44,12 @@ fn tidy(cx: &mut TaskCx) -> Outcome {
             cx.commit()?;
             assert_eq!(lease.keep_alive()?.granted_ttl_s, 60);
         }
+        "lease-put" => {
+            cx.put_with_lease("/tidy/leased", "x", 77)?;
+            cx.commit()?;
+        }
         "watch" => {
-            let mut watch = cx.watch(&Selection::prefix("/tidy/in/"), 1)?;
+            let mut watch = cx.watch(&Selection::prefix("/tidy/in/"), Position::from(1))?;
             let mut seen = Vec::new();
             loop {
                 let events = watch.next::<Raw>(2, Duration::from_millis(10))?;
@@ -113,6 +117,18 @@ fn a_lock_is_waited_for_and_given_back() {
     assert!(h.get(&key).is_none(), "the lock's key is gone with the handle");
     assert!(h.get_text("/tidy/token").is_some_and(|token| token.parse::<u64>().is_ok_and(|token| token > 1)));
     assert_eq!(h.keys("/kvasir/"), Vec::<String>::new());
+}
+
+#[test]
+fn leases_need_their_grant_and_a_key_a_lease_that_is_there() {
+    for mode in ["lease", "lease-put"] {
+        let mut h = harness(mode).with_manifest(&tidy::MANIFEST.replace("lease = true", "lease = false"));
+        h.put("/tidy/mode", mode);
+        assert!(matches!(h.run_task(), Err(Fault::Retry(reason)) if reason == "denied: no grant for leases"), "{mode}");
+    }
+    let mut h = harness("lease-put");
+    assert!(matches!(h.run_task(), Err(Fault::Retry(reason)) if reason == "not found: lease 77"));
+    assert_eq!(h.keys("/tidy/"), ["/tidy/mode"]);
 }
 
 #[test]

@@ -13,10 +13,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::manifest::{Manifest, WatchTrigger};
+use super::manifest::{self, Manifest, Watch};
 use super::run::{Call, Run, acquire};
 use super::store::{Op, Writes};
-use super::world::{Moment, Shared};
+use super::world::{Moment, PAGE_ENTRIES, Shared};
 use super::{LINES, LogLine};
 use crate::{Batch, Cx, Entry, Error, Fault, Key, Outcome, Raw, Reactor, Resync, Selection, Task, TaskCx};
 
@@ -116,10 +116,9 @@ impl Harness {
     fn new(manifest: &str) -> Self {
         crate::logger::install();
         LINES.with_borrow_mut(Vec::clear);
-        let manifest = Manifest::parse(manifest);
-        let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let config = manifest.config.iter().map(|(name, value)| (name.clone(), text(value))).collect();
-        let trigger = |_: &WatchTrigger| TriggerState { cursor: (0, 0), cursor_before: (0, 0), resync: None, halted: None };
+        let manifest = manifest::parse(manifest);
+        let config = manifest.config.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
+        let trigger = |_: &Watch| TriggerState { cursor: (0, 0), cursor_before: (0, 0), resync: None, halted: None };
         Harness {
             world: Shared::new(),
             config,
@@ -129,7 +128,7 @@ impl Harness {
             manifest: Rc::new(manifest),
             dead_letters: Vec::new(),
             crashes: 0,
-            resync_page: 64,
+            resync_page: PAGE_ENTRIES,
         }
     }
 
@@ -238,10 +237,10 @@ impl Harness {
         });
     }
 
-    /// Entries in a page of a scan (128) and of a resync (64).
+    /// Entries in a page of a scan and of a resync: at most so many instead of 256, or of 1024 if a scan asks for them.
     pub fn set_page_size(&mut self, entries: usize) {
         assert!(entries > 0, "a page has at least one entry");
-        self.world.with(|world| world.page_entries = entries);
+        self.world.with(|world| (world.page_entries, world.page_entries_max) = (entries, entries));
         self.resync_page = entries;
     }
 
@@ -339,10 +338,9 @@ impl Harness {
     pub fn run_task(&mut self) -> Outcome {
         let Some(task) = self.task else { panic!("this plugin has no task") };
         let Some(schedule) = self.manifest.trigger.schedule.first() else { panic!("plugin.toml: no [[trigger.schedule]]") };
-        let default_lock = format!("/kvasir/locks/{}/{}", self.manifest.plugin.name, schedule.id);
-        let name = schedule.lock.as_ref().unwrap_or(&default_lock);
+        let name = schedule.lock(&self.manifest.plugin.name);
         let lock = acquire(&self.world, name.as_bytes())?;
-        let run = self.start(&schedule.id, 1, Some((lock.key.clone(), lock.create_revision)));
+        let run = self.start(schedule.id.as_str(), 1, Some((lock.key.clone(), lock.create_revision)));
         let ended = catch(|| task(&mut TaskCx::new(Rc::clone(&run))));
         // What is still staged on `ok` is committed, as the host does.
         let ended = match ended {

@@ -1,6 +1,6 @@
 //! A stand-in for the host: plugin logic under plain `cargo test`, without wasm and without a node.
 //!
-//! [`Harness`] reads the crate's `plugin.toml` as the host does, so a test also shows that the grants suffice and that the limits
+//! [`Harness`] reads the crate's `plugin.toml` by the host's own parser, so a test also shows that the grants suffice and that the limits
 //! hold. It keeps the rules that a plugin can observe: a reactor's writes become visible only if it returns `Ok`, in one revision
 //! with the cursor; reads come from one snapshot; what was read guards the commit; a task commits explicitly and not without its
 //! lock. And it does on demand what is rare in the field: a crash before the commit, a redelivery, a resync, a writer that

@@ -11,10 +11,10 @@ use std::rc::Rc;
 use handles::RunCursor;
 pub(super) use handles::{acquire, event};
 
-use super::manifest::{Manifest, bytes};
+use super::manifest::Manifest;
 use super::store::Op;
 use super::world::{Moment, Shared};
-use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, TaskBackend};
+use crate::backend::{Backend, CursorBackend, LeaseStatus, LockBackend, Page, Position, TaskBackend};
 use crate::{Entry, Error, Key, Raw, Selection};
 
 /// A host call, for [`Harness::inject`](super::Harness::inject).
@@ -116,6 +116,7 @@ impl Run {
         staged.sort_by_key(|(_, (place, _))| *place);
         // Without writes there is nothing to guard.
         let held = self.check_lock().and_then(|()| if staged.is_empty() { Ok(()) } else { self.check_guards(state) });
+        let held = held.and_then(|()| self.check_leases(staged.iter().map(|(_, (_, op))| op)));
         state.staged_bytes = 0;
         state.points.clear();
         state.ranges.clear();
@@ -170,7 +171,7 @@ impl Run {
 
     /// Counts a host call. One too many ends the run, as it does in the host.
     fn charge(&self) -> u64 {
-        let limit = self.manifest.limits.host_calls;
+        let limit = u64::from(self.manifest.limits.host_calls);
         let calls = self.state.borrow().calls + 1;
         assert!(calls <= limit, "stopped: more than {limit} host calls (host-calls)");
         self.state.borrow_mut().calls = calls;
@@ -196,9 +197,25 @@ impl Run {
         Self::check_grant(&self.manifest.grants.kv_read, what, "read")
     }
 
-    fn check_lease_grant(&self) -> Result<(), Error> {
-        self.enter(&Call::Lease)?;
+    fn may_lease(&self) -> Result<(), Error> {
         if self.manifest.grants.lease { Ok(()) } else { Err(Error::Denied("no grant for leases".to_owned())) }
+    }
+
+    /// What every call of `lease` with an id begins with: a plugin handles only leases that it granted.
+    fn enter_lease(&self, id: u64) -> Result<(), Error> {
+        self.enter(&Call::Lease)?;
+        self.may_lease()?;
+        if self.world.with(|world| world.own_leases.contains(&id)) { Ok(()) } else { Err(no_lease(id)) }
+    }
+
+    fn check_leases<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Result<(), Error> {
+        let attached = ops.filter_map(|op| match op {
+            Op::Put { lease, .. } => *lease,
+            Op::Delete => None,
+        });
+        self.world
+            .with(|world| attached.into_iter().find(|id| world.store.lease_ttl(*id).is_none()))
+            .map_or(Ok(()), |id| Err(no_lease(id)))
     }
 
     fn stage(&self, key: &[u8], op: Op) -> Result<(), Error> {
@@ -214,10 +231,10 @@ impl Run {
         let staged_ops = state.staged.len() + usize::from(replaced.is_none());
         let staged_bytes = state.staged_bytes - replaced.unwrap_or(0) + weight(&op);
         let limits = &self.manifest.limits;
-        if staged_ops > limits.staged_ops {
+        if staged_ops > limits.staged_ops as usize {
             return Err(Error::Limit(format!("more than {} staged writes", limits.staged_ops)));
         }
-        if staged_bytes > bytes(&limits.staged_bytes) {
+        if staged_bytes as u64 > limits.staged_bytes.0 {
             return Err(Error::Limit(format!("more than {} of staged writes", limits.staged_bytes)));
         }
         state.staged_bytes = staged_bytes;
@@ -273,8 +290,8 @@ impl Backend for Run {
         self.enter(&Call::Scan(what))?;
         self.check_read(what)?;
         let state = &mut *self.state.borrow_mut();
-        let page_entries = self.world.with(|world| world.page_entries);
-        let limit = if limit == 0 { page_entries } else { (limit as usize).min(page_entries) };
+        let (usual, most) = self.world.with(|world| (world.page_entries, world.page_entries_max));
+        let limit = if limit == 0 { usual } else { (limit as usize).min(most) };
         // Enough for a page even if every staged write is a delete in it.
         let most = limit + state.staged.len() + 1;
         let mut merged: BTreeMap<Key, Entry<Raw>> = self.world.with(|world| {
@@ -309,10 +326,9 @@ impl Backend for Run {
 
     fn put(&self, key: &[u8], value: &[u8], lease: Option<u64>) -> Result<(), Error> {
         self.enter(&Call::Put(key))?;
-        if let Some(id) = lease
-            && self.world.with(|world| world.store.lease_ttl(id)).is_none()
-        {
-            return Err(Error::NotFound(format!("lease {id}")));
+        // Whether the lease is there shows when the put is committed.
+        if lease.is_some() {
+            self.may_lease()?;
         }
         self.stage(key, Op::Put { value: Raw(value.to_vec()), lease })
     }
@@ -339,7 +355,7 @@ impl Backend for Run {
 
     fn plugin(&self) -> String {
         self.charge();
-        self.manifest.plugin.name.clone()
+        self.manifest.plugin.name.to_string()
     }
 
     fn trigger(&self) -> String {
@@ -379,47 +395,54 @@ impl TaskBackend for Run {
         self.lock.as_ref().map(|(_, create_revision)| *create_revision)
     }
 
-    fn watch(&self, what: &Selection, start: u64) -> Result<Box<dyn CursorBackend>, Error> {
+    fn watch(&self, what: &Selection, start: Option<Position>) -> Result<Box<dyn CursorBackend>, Error> {
         self.enter(&Call::Watch)?;
         self.check_read(what)?;
-        let next = if start == 0 { self.state.borrow().snapshot + 1 } else { start };
-        let compacted = self.world.with(|world| world.store.compacted());
-        if next <= compacted {
-            return Err(Error::Compacted(compacted));
-        }
+        // Whether it is compacted shows when changes are pulled.
+        let next = start.unwrap_or_else(|| Position::from(self.state.borrow().snapshot + 1));
         Ok(Box::new(RunCursor { world: self.world.clone(), what: what.clone(), trigger: self.trigger.clone(), next }))
     }
 
     fn lease_grant(&self, ttl_s: u64) -> Result<u64, Error> {
-        self.check_lease_grant()?;
+        self.enter(&Call::Lease)?;
+        self.may_lease()?;
         if ttl_s == 0 {
             return Err(Error::Invalid("a lease of 0 seconds".to_owned()));
         }
-        Ok(self.world.with(|world| world.store.lease_grant(ttl_s)))
+        Ok(self.world.with(|world| {
+            let id = world.store.lease_grant(ttl_s);
+            world.own_leases.insert(id);
+            id
+        }))
     }
 
     fn lease_keep_alive(&self, id: u64) -> Result<LeaseStatus, Error> {
-        self.check_lease_grant()?;
+        self.enter_lease(id)?;
         status(id, self.world.with(|world| world.store.lease_renew(id)))
     }
 
     fn lease_revoke(&self, id: u64) -> Result<(), Error> {
-        self.check_lease_grant()?;
-        if self.world.with(|world| world.store.lease_revoke(id)) { Ok(()) } else { Err(no_lease(id)) }
+        self.enter_lease(id)?;
+        let revoked = self.world.with(|world| {
+            world.own_leases.remove(&id);
+            world.store.lease_revoke(id)
+        });
+        if revoked { Ok(()) } else { Err(no_lease(id)) }
     }
 
     fn lease_time_to_live(&self, id: u64) -> Result<LeaseStatus, Error> {
-        self.check_lease_grant()?;
+        self.enter_lease(id)?;
         status(id, self.world.with(|world| world.store.lease_ttl(id)))
     }
 
-    fn lock(&self, name: &[u8], _wait_ms: u64) -> Result<Box<dyn LockBackend>, Error> {
+    fn lock(&self, name: &[u8], wait_ms: u64) -> Result<Box<dyn LockBackend>, Error> {
         self.enter(&Call::Lock(name))?;
         Self::check_grant(&self.manifest.grants.lock, &Selection::key(name), "lock")?;
-        if let Ok(held) = acquire(&self.world, name) {
-            return Ok(Box::new(held));
+        match acquire(&self.world, name) {
+            Ok(held) => return Ok(Box::new(held)),
+            Err(error) if wait_ms == 0 => return Err(error),
+            Err(_) => self.world.interfere(Moment::Wait),
         }
-        self.world.interfere(Moment::Wait);
         acquire(&self.world, name).map(|held| Box::new(held) as Box<dyn LockBackend>)
     }
 }

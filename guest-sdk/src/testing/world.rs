@@ -3,6 +3,7 @@
 //! Invariant: hooks are called with nothing borrowed, so they may do what they like to the store.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::run::Call;
@@ -12,11 +13,18 @@ use crate::Error;
 type Interference = Box<dyn FnMut(&mut Writes)>;
 type Injection = Box<dyn FnMut(&Call<'_>) -> Option<Error>>;
 
+/// Entries of a page when the guest asks for none in particular, and at most; as in the host.
+pub(super) const PAGE_ENTRIES: usize = 256;
+const PAGE_ENTRIES_MAX: usize = 1_024;
+
 pub(super) struct World {
     pub(super) store: Store,
     pub(super) now_ms: u64,
     /// Entries in a page when the guest leaves it to the host.
     pub(super) page_entries: usize,
+    pub(super) page_entries_max: usize,
+    /// Leases that the plugin granted: the only ones that it may handle.
+    pub(super) own_leases: BTreeSet<u64>,
     /// Host calls into a task's run after which it is cancelled.
     pub(super) cancel_after: Option<u64>,
     /// Host calls into a task's run after which another holds its lock.
@@ -42,7 +50,9 @@ impl Shared {
         Shared(Rc::new(RefCell::new(World {
             store: Store::new(),
             now_ms: 1_700_000_000_000,
-            page_entries: 128,
+            page_entries: PAGE_ENTRIES,
+            page_entries_max: PAGE_ENTRIES_MAX,
+            own_leases: BTreeSet::new(),
             cancel_after: None,
             lose_lock_after: None,
             before_next_commit: None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kvasir_engine::{Grants, KeyRange};
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{EventKind, Manifest, Watch, short};
+use crate::manifest::{EventKind, Manifest, keys, short};
 
 /// One grant, in the form of `--grant`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -142,9 +142,9 @@ fn check_watches(manifest: &Manifest) -> Result<(), String> {
     let range = |prefix: &String| KeyRange::prefix(prefix.clone().into_bytes());
     let write: Vec<KeyRange> = manifest.grants.kv_write.iter().map(range).collect();
     let mut read: Vec<KeyRange> = manifest.grants.kv_read.iter().map(range).collect();
-    read.extend(manifest.trigger.watch.iter().filter(|watch| watch.prefix().is_some()).map(Watch::keys));
+    read.extend(manifest.trigger.watch.iter().filter(|watch| watch.prefix().is_some()).map(keys));
     for watch in &manifest.trigger.watch {
-        let keys = watch.keys();
+        let keys = keys(watch);
         if !read.iter().any(|range| range.contains(&keys)) {
             return Err(format!(
                 "trigger.watch `{}` watches {}, which no kv-read grant covers; add it to grants.kv-read",

@@ -107,7 +107,7 @@ impl Installed {
     /// What the state machine needs of each trigger.
     pub(crate) fn triggers(&self) -> Vec<Trigger> {
         let watch = |watch: &Watch| {
-            let keys = watch.keys();
+            let keys = crate::manifest::keys(watch);
             Trigger {
                 id: watch.id.to_string(),
                 kind: trigger::Kind::Watch.into(),

@@ -82,7 +82,7 @@ impl Reactor {
     pub(crate) fn new(active: Arc<Active>, watch: Watch) -> Self {
         let id = watch.id.to_string();
         let board = active.board.trigger(&id);
-        let keys = watch.keys();
+        let keys = crate::manifest::keys(&watch);
         Self {
             active,
             watch,

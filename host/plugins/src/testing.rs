@@ -5,11 +5,12 @@ use wit_parser::Resolve;
 
 /// A core module that fits the worlds: memory, an allocator and the exports, with given bodies.
 ///
-/// `$put` is `kv.put`, `$log` is `log.log`; both are there whether they are used or not. `$ok`, `$retry` and `$reject` are the
+/// `$put` is `kv.put`, `$commit` is `kv.commit`, `$log` is `log.log`; they are there whether they are used or not. `$ok`, `$retry` and `$reject` are the
 /// answers a body can return. Data from address 64 on: the key `/out/count` (10 bytes), the value `x` at 80.
 const MODULE: &str = r#"
 (module
   (import "kvasir:plugin/kv@0.1.0" "put" (func $put (param i32 i32 i32 i32 i32 i64 i32)))
+  (import "kvasir:plugin/kv@0.1.0" "commit" (func $commit (param i32)))
   (import "kvasir:plugin/log@0.1.0" "log" (func $log (param i32 i32 i32 i32 i32)))
   @IMPORTS@
   (memory (export "memory") 2)

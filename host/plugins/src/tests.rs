@@ -374,10 +374,13 @@ async fn on_exhausted_halt_quarantines_and_resume_lifts_it() {
 async fn a_write_without_a_grant_is_denied_and_a_reactor_cannot_commit() {
     let node = Node::start().await;
     let manifest = watching("").replace("kv-write = [\"/out/\"]", "kv-write = [\"/other/\"]");
-    // `put` answers with a result at 32: its first byte is 1 for an error, the error's case follows. Denied is case 0.
+    // An answer is a result: its first byte is 1 for an error, whose case follows 8 bytes later. Denied is case 0, unsupported 7.
     let body = "(call $count)
-        (if (i32.eqz (i32.load8_u (i32.const 32))) (then (unreachable)))
+        (if (i32.ne (i32.load8_u (i32.const 32)) (i32.const 1)) (then (unreachable)))
         (if (i32.load8_u (i32.const 40)) (then (unreachable)))
+        (call $commit (i32.const 32))
+        (if (i32.ne (i32.load8_u (i32.const 32)) (i32.const 1)) (then (unreachable)))
+        (if (i32.ne (i32.load8_u (i32.const 40)) (i32.const 7)) (then (unreachable)))
         (call $ok)";
     node.install(reactor(body), &manifest).await.unwrap();
     node.put("/in/a", "1").await;

@@ -9,6 +9,9 @@ use crate::workspace::Package;
 const LAYERS: [&str; 7] =
     ["kvasir-api", "kvasir-machine", "kvasir-storage", "kvasir-consensus", "kvasir-engine", "kvasir-plugins", "kvasir-node"];
 
+/// What host and guests agree on; it knows neither, and both may use it.
+const CONTRACT: &str = "kvasir-manifest";
+
 /// Each engine underneath, and the one crate that may import it.
 const IMPORTERS: [(&str, &str); 5] = [
     ("openraft", "kvasir-consensus"),
@@ -39,6 +42,7 @@ fn upward(package: &str, dependency: &str) -> Option<String> {
         (None, Some(_)) if package == "kvasir-tests" => None,
         // Guests see the host through WIT, and the tasks of the project see it from outside.
         (None, Some(_)) => Some(format!("{package} imports {dependency}, a crate of the host")),
+        (Some(_), None) if dependency == CONTRACT => None,
         (Some(_), None) if is_ours(dependency) => Some(format!("{package}, a crate of the host, imports {dependency}")),
         _ => None,
     }
@@ -60,6 +64,9 @@ mod tests {
         assert!(upward("config-render", "kvasir-machine").is_some());
         assert!(upward("config-render", "kvasir-guest").is_none());
         assert!(upward("kvasir-plugins", "kvasir-guest").is_some());
+        assert!(upward("kvasir-plugins", "kvasir-manifest").is_none());
+        assert!(upward("kvasir-guest", "kvasir-manifest").is_none());
+        assert!(upward("kvasir-manifest", "kvasir-api").is_some());
         assert!(upward("kvasir-tests", "kvasir-engine").is_none());
         assert!(upward("xtask", "kvasir-api").is_some());
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a lock's key lives as long as its handle, unless somebody deletes it.
 
-use crate::backend::{CursorBackend, LockBackend};
+use crate::backend::{CursorBackend, LockBackend, Position};
 use crate::testing::run::Call;
 use crate::testing::store::{Logged, Op};
 use crate::testing::world::{Moment, Shared};
@@ -45,53 +45,55 @@ impl Drop for RunLock {
     }
 }
 
+/// Changes of one pull at most, as in the host.
+const EVENTS_MAX: u32 = 1_024;
+
 pub(super) struct RunCursor {
     pub(super) world: Shared,
     pub(super) what: Selection,
     pub(super) trigger: String,
-    /// The next revision to look at.
-    pub(super) next: u64,
+    /// The next change to look at.
+    pub(super) next: Position,
 }
 
 impl RunCursor {
-    /// Whole revisions, at least one if there is one.
-    fn pull(&mut self, max_events: usize) -> Vec<Event<Raw>> {
-        let mut events: Vec<Event<Raw>> = Vec::new();
+    fn pull(&mut self, max_events: u32) -> Vec<Event<Raw>> {
+        let max_events = max_events.clamp(1, EVENTS_MAX) as usize;
+        let (from, mut events) = (self.next, Vec::new());
+        let at = |change: &Logged| Position { revision: change.main, sub: change.sub };
         self.world.clone().with(|world| {
-            let mut upto = world.store.revision();
-            for change in
-                world.store.changes((self.next.saturating_sub(1), u32::MAX)).filter(|change| self.what.contains(&change.key))
-            {
-                if events.len() >= max_events && events.last().is_some_and(|last| last.revision < change.main) {
-                    upto = change.main - 1;
+            let changes = world.store.changes((0, 0)).filter(|change| at(change) >= from);
+            self.next = Position::from(world.store.revision() + 1).max(from);
+            for change in changes.filter(|change| self.what.contains(&change.key)) {
+                if events.len() == max_events {
+                    self.next = at(change);
                     break;
                 }
                 events.push(event(&self.trigger, change, false));
             }
-            self.next = upto + 1;
         });
         events
     }
 }
 
 impl CursorBackend for RunCursor {
-    fn next(&mut self, max_events: u32, _wait_ms: u32) -> Result<Vec<Event<Raw>>, Error> {
+    fn next(&mut self, max_events: u32, wait_ms: u64) -> Result<Vec<Event<Raw>>, Error> {
         if let Some(error) = self.world.injected(&Call::Watch) {
             return Err(error);
         }
         let compacted = self.world.with(|world| world.store.compacted());
-        if self.next <= compacted {
+        if self.next.revision <= compacted {
             return Err(Error::Compacted(compacted));
         }
-        let events = self.pull(max_events as usize);
-        if !events.is_empty() {
+        let events = self.pull(max_events);
+        if !events.is_empty() || wait_ms == 0 {
             return Ok(events);
         }
         self.world.interfere(Moment::Wait);
-        Ok(self.pull(max_events as usize))
+        Ok(self.pull(max_events))
     }
 
-    fn position(&self) -> u64 {
+    fn position(&self) -> Position {
         self.next
     }
 }

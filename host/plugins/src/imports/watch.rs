@@ -8,12 +8,14 @@ use wasmtime::component::Resource;
 
 use super::types::{event, range, refusal};
 use crate::bindings::kvasir::plugin::types as wit;
-use crate::bindings::kvasir::plugin::watch::{Host, HostCursor};
+use crate::bindings::kvasir::plugin::watch::{Host, HostCursor, Position};
 use crate::run::Run;
 
 /// Bytes of events in one answer, and how many events.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 const EVENTS_MAX: u32 = 1_024;
+/// No wait is longer than the longest run.
+const WAIT_MS_MAX: u64 = 3_600_000;
 
 /// The host's side of a guest's cursor.
 #[allow(unreachable_pub, reason = "the generated bindings re-export it")]
@@ -27,31 +29,39 @@ type Answer<T> = wasmtime::Result<Result<T, wit::Error>>;
 impl Host for Run {}
 
 impl HostCursor for Run {
-    async fn open(&mut self, what: wit::Selection, start: u64) -> Answer<Resource<Cursor>> {
+    async fn open(&mut self, what: wit::Selection, start: Option<Position>) -> Answer<Resource<Cursor>> {
         self.charge()?;
         let keys = match self.may_watch(what) {
             Ok(keys) => keys,
             Err(error) => return Ok(Err(error)),
         };
-        let start = if start == 0 { self.view.revision() + 1 } else { start };
-        let cursor = self.table.push(Cursor { keys, next: Rev { main: start, sub: 0 } })?;
+        let next = match start {
+            Some(Position { revision, sub }) => Rev { main: revision, sub },
+            None => Rev { main: self.view.revision() + 1, sub: 0 },
+        };
+        let cursor = self.table.push(Cursor { keys, next })?;
         Ok(Ok(cursor))
     }
 
-    async fn next(&mut self, cursor: Resource<Cursor>, max_events: u32, wait_ms: u32) -> Answer<Vec<wit::Event>> {
+    async fn next(&mut self, cursor: Resource<Cursor>, max_events: u32, wait_ms: u64) -> Answer<Vec<wit::Event>> {
         self.charge()?;
         let Cursor { keys, next } = self.table.get(&cursor)?;
         let (keys, mut at) = (keys.clone(), *next);
         let max_events = max_events.clamp(1, EVENTS_MAX) as usize;
         let mut revisions = self.facts.store.revisions();
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(wait_ms));
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(wait_ms.min(WAIT_MS_MAX));
         let events = loop {
             revisions.mark_unchanged();
+            // For a task compaction counts at once, as for clients: what is kept for triggers is not for it to rely on.
+            let compacted = self.facts.store.compact_revision();
+            if at.main <= compacted {
+                return Ok(Err(wit::Error::Compacted(compacted)));
+            }
             let batch =
                 match self.facts.store.history(at, &keys, self.facts.caller.tenant, max_events, EVENT_BYTES_MAX, false).await {
                     Ok(batch) => batch,
                     Err(error) => {
-                        let refused = Err(refusal(&error, "the range", self.facts.store.compact_revision()));
+                        let refused = Err(refusal(&error, "the range", compacted));
                         return Ok(self.noting(refused));
                     }
                 };
@@ -69,9 +79,10 @@ impl HostCursor for Run {
         Ok(Ok(events))
     }
 
-    async fn position(&mut self, cursor: Resource<Cursor>) -> wasmtime::Result<u64> {
+    async fn position(&mut self, cursor: Resource<Cursor>) -> wasmtime::Result<Position> {
         self.charge()?;
-        Ok(self.table.get(&cursor)?.next.main)
+        let Rev { main, sub } = self.table.get(&cursor)?.next;
+        Ok(Position { revision: main, sub })
     }
 
     async fn drop(&mut self, cursor: Resource<Cursor>) -> wasmtime::Result<()> {

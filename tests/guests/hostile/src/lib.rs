@@ -1,21 +1,24 @@
 //! A plugin for tests of the limits: it misbehaves in the way that its configuration value `mode` names.
 //!
-//! | mode | what it does | what should stop it |
+//! | mode | what it does | what stops it |
 //! |---|---|---|
 //! | `ok` | puts the event's revision under `/hostile/out/` | nothing |
 //! | `endless-loop` | computes for ever | `cpu` |
 //! | `allocation-bomb` | allocates and touches memory for ever | `memory` |
-//! | `recursion` | calls itself for ever | the stack's size |
+//! | `recursion` | calls itself for ever, with large frames | its own stack, which is in its memory |
+//! | `deep-recursion` | calls itself for ever, with small frames | the host's limit on stack |
 //! | `host-call-flood` | reads one key for ever | `host-calls` |
-//! | `huge-string` | logs one line of 100 MB | the size of a line, or of what a call may carry |
-//! | `huge-put` | puts one value of 100 MB | `staged-bytes` |
-//! | `huge-fault` | fails with a reason of 100 MB | the size of what a guest may return |
+//! | `huge-string` | logs one line of 100 MB | the bytes of one host call |
+//! | `huge-put` | puts one value of 100 MB | the bytes of one host call |
+//! | `huge-fault` | fails with a reason of 100 MB | the bytes of one host call |
+//! | `large-put` | puts one value that a call may carry | `staged-bytes` |
+//! | `many-puts` | puts other keys until it is refused | `staged-ops` |
 //! | `trap` | panics | it is its own end |
 //! | `exit` | ends its process | it is its own end |
 //! | `reject` | rejects the event | the event is parked |
 //! | `retry` | asks to be run again, every time | `retries` |
-//! | `log-flood` | logs lines for ever | the log's rate, then `cpu` or `host-calls` |
-//! | `staged-flood` | puts other keys for ever | `staged-ops` |
+//! | `log-flood` | logs lines for ever | `host-calls` |
+//! | `staged-flood` | puts other keys for ever, whatever it is told | `host-calls` |
 //! | `denied` | puts a key it has no grant for | the grants |
 //! | `slow` | sleeps for an hour | `wall` |
 //!
@@ -28,6 +31,8 @@ use kvasir_guest::prelude::*;
 
 /// What a 100 MB string is.
 const HUGE_BYTES: usize = 100 * 1000 * 1000;
+/// What one host call may carry, and no run may stage here.
+const LARGE_BYTES: usize = 1 << 20;
 /// What one step of the allocation bomb takes.
 const BOMB_STEP_BYTES: usize = 1 << 20;
 
@@ -42,6 +47,9 @@ fn on_event(cx: &mut Cx, event: Event<Raw>) -> Outcome {
         "recursion" => {
             black_box(recurse(0));
         }
+        "deep-recursion" => {
+            black_box(descend(0));
+        }
         "host-call-flood" => loop {
             // The refusal is ignored on purpose: a flood that stops when told so is no flood.
             let _ = black_box(cx.get("/hostile/in/flood"));
@@ -49,7 +57,10 @@ fn on_event(cx: &mut Cx, event: Event<Raw>) -> Outcome {
         "huge-string" => log::info!("{}", "x".repeat(HUGE_BYTES)),
         "huge-put" => cx.put(out, vec![b'x'; HUGE_BYTES])?,
         "huge-fault" => return Err(Fault::Retry("x".repeat(HUGE_BYTES))),
+        "large-put" => cx.put(out, vec![b'x'; LARGE_BYTES])?,
+        "many-puts" => (0..).try_for_each(|put| cx.put(format!("{out}/{put}"), "x"))?,
         "trap" => panic!("trapped on purpose by {}", event.key),
+        // WASI 0.2 has no more than two exit codes: the host sees 1.
         "exit" => std::process::exit(3),
         "reject" => bail_reject!("rejected on purpose"),
         "retry" => bail_retry!("failed on purpose, attempt {}", cx.attempt()),
@@ -90,11 +101,18 @@ fn bomb() {
     }
 }
 
-/// Calls itself for ever, with a frame that the compiler cannot turn into a loop.
+/// Calls itself for ever, with a frame that the compiler cannot turn into a loop and that is in linear memory: of the two stacks
+/// of such a guest this fills its own first.
 #[allow(unconditional_recursion)]
 fn recurse(depth: u64) -> u64 {
-    let frame = black_box([depth; 32]);
-    black_box(recurse(depth + 1)).wrapping_add(frame[(depth % 32) as usize])
+    let frame = black_box([depth; 512]);
+    black_box(recurse(depth + 1)).wrapping_add(frame[(depth % 512) as usize])
+}
+
+/// Calls itself for ever, with next to nothing in linear memory: this fills the stack that the host gives.
+#[allow(unconditional_recursion)]
+fn descend(depth: u64) -> u64 {
+    black_box(descend(black_box(depth) + 1)) ^ depth
 }
 
 #[cfg(test)]
@@ -128,6 +146,8 @@ mod tests {
             ("host-call-flood", "more than 1000 host calls"),
             ("staged-flood", "more than 1000 host calls"),
             ("huge-put", "limit: more than 64KiB of staged writes"),
+            ("large-put", "limit: more than 64KiB of staged writes"),
+            ("many-puts", "limit: more than 100 staged writes"),
             ("trap", "trapped on purpose by /hostile/in/a"),
             ("reject", "rejected on purpose"),
             ("retry", "failed on purpose, attempt 3"),

@@ -10,30 +10,31 @@ use serde::{Deserialize, Serialize};
 /// A number of bytes, written `"32MiB"`, `"256KiB"`, `"1GiB"` or `"100B"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Bytes(pub(crate) u64);
+pub struct Bytes(pub u64);
 
 /// A span of time in whole milliseconds, written `"200ms"`, `"2s"`, `"5m"` or `"1h"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Span(pub(crate) Duration);
+pub struct Span(pub Duration);
 
 /// From the shortest to the longest wait, written `"1s..30s"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct SpanRange {
+pub struct SpanRange {
     /// The first wait.
-    pub(crate) first: Span,
+    pub first: Span,
     /// No wait is longer.
-    pub(crate) last: Span,
+    pub last: Span,
 }
 
 /// The name of a plugin or the id of a trigger: `[a-z0-9-]{1,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Name(String);
+pub struct Name(String);
 
 impl Name {
-    pub(crate) fn as_str(&self) -> &str {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -159,7 +160,7 @@ fn number_and_unit(text: &str) -> (Option<u64>, &str) {
 }
 
 /// What an error quotes of outside text.
-pub(crate) fn short(text: &str) -> String {
+pub fn short(text: &str) -> String {
     const CHARS_MAX: usize = 80;
     let mut quoted: String = text.chars().take(CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().count() > CHARS_MAX {

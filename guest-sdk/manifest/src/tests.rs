@@ -1,5 +1,7 @@
 //! What the manifest accepts, what it refuses and with which words.
 
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
 use super::*;
 
 const FULL: &str = r#"
@@ -63,7 +65,7 @@ fn refused(text: &str) -> String {
 #[test]
 fn a_full_manifest_parses_and_its_json_parses_to_the_same() {
     let manifest = Manifest::parse(FULL).unwrap();
-    assert_eq!(manifest.trigger.watch[0].keys(), KeyRange::prefix("/config/"));
+    assert_eq!(manifest.trigger.watch[0].keys(), Keys::Prefix("/config/"));
     assert_eq!(manifest.trigger.schedule[0].chosen_lock(), Some("/janitor/lock"));
     assert_eq!(manifest.limits, Limits::default());
     assert_eq!(manifest.failure, Failure::default());
@@ -132,7 +134,7 @@ fn a_wrong_value_is_refused_with_the_form_it_should_have() {
 #[test]
 fn a_manifest_without_triggers_or_of_hostile_size_is_refused() {
     assert!(refused("[plugin]\nname = \"p\"\nversion = \"1\"\n").contains("no trigger"));
-    assert!(refused(&format!("{LEAST}#{}", "x".repeat(limits::MANIFEST_BYTES_MAX))).contains("at most"));
+    assert!(refused(&format!("{LEAST}#{}", "x".repeat(MANIFEST_BYTES_MAX))).contains("at most"));
     assert!(refused(&"[".repeat(10_000)).starts_with("manifest"));
     assert!(refused("\0").starts_with("manifest"));
 }
