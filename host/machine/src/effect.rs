@@ -160,11 +160,11 @@ impl State {
         *keys_left -= guard.count;
         let (mut count, mut max_mod_revision) = (0, 0);
         if let Some(space) = self.spaces.get(&tenant) {
-            let live = space.range(Span::new(&guard.key, &guard.range_end)).filter_map(|(_, record)| record.live());
+            let live = space.scan_live(Span::new(&guard.key, &guard.range_end), false);
             // One key too many is enough to know.
-            for version in live.take(usize::try_from(guard.count + 1).unwrap_or(usize::MAX)) {
+            for (_, record) in live.take(usize::try_from(guard.count + 1).unwrap_or(usize::MAX)) {
                 count += 1;
-                max_mod_revision = max_mod_revision.max(version.rev.main);
+                max_mod_revision = max_mod_revision.max(record.head.rev.main);
             }
         }
         if count == guard.count && max_mod_revision == guard.max_mod_revision {
@@ -174,7 +174,7 @@ impl State {
     }
 
     fn live(&self, tenant: u64, key: &[u8]) -> Option<&KeyRecord> {
-        self.spaces.get(&tenant)?.keys.get(key).filter(|record| record.live().is_some())
+        self.spaces.get(&tenant)?.live.get(key)
     }
 }
 

@@ -212,7 +212,7 @@ impl State {
         let writer = Writer { tenant, ..writer.clone() };
         let mut revision = Revision::begin(self, effects, &writer);
         for key in keys {
-            let record = revision.state.spaces.get(&tenant).and_then(|space| space.keys.get(&key));
+            let record = revision.state.spaces.get(&tenant).and_then(|space| space.live.get(&key));
             let row = record.and_then(|record| record.slot.row()).cloned();
             assert!(row.is_some(), "a lease's keys are live");
             if let Some(row) = row {

@@ -126,7 +126,7 @@ impl State {
 
     /// Live keys of a tenant.
     pub fn live_keys(&self, tenant: u64) -> u64 {
-        self.spaces.get(&tenant).map_or(0, |space| space.live_keys)
+        self.spaces.get(&tenant).map_or(0, |space| space.live.len() as u64)
     }
 
     /// Raised alarms: member (0: raised by apply) and etcd's `AlarmType`.

@@ -89,17 +89,22 @@ impl State {
                 break;
             };
             let Some(space) = self.spaces.get_mut(&note.tenant) else { continue };
-            let Some(record) = space.keys.get_mut(&note.key) else { continue };
+            // What is noted as a tombstone may live again meanwhile.
+            let record = match space.dead.get_mut(&note.key) {
+                Some(record) => Some(record),
+                None => space.live.get_mut(&note.key),
+            };
+            let Some(record) = record else { continue };
             let droppable = record.droppable(floor);
             let older = droppable.min(record.older.len());
             dropped.extend(record.older.drain(..older).map(|version| version.rev));
             if record.older.is_empty() {
-                record.older = Vec::new();
+                record.older = VecDeque::new();
             }
             if droppable > older {
                 assert!(record.head.tombstone, "a live key is never trimmed");
                 dropped.push(record.head.rev);
-                space.keys.remove(&note.key);
+                space.dead.remove(&note.key);
             }
         }
         dropped

@@ -61,17 +61,10 @@ impl State {
         let span = Span::new(&compare.key, &compare.range_end);
         let mut some = false;
         if let Some(space) = self.spaces.get(&tenant) {
-            let live = |record: &&KeyRecord| record.live().is_some();
-            let all = match span {
-                Span::Key(key) => space.keys.get(key).filter(live).into_iter().all(|record| {
-                    some = true;
-                    compare_key(compare, Some(record))
-                }),
-                span => space.range(span).map(|(_, record)| record).filter(live).all(|record| {
-                    some = true;
-                    compare_key(compare, Some(record))
-                }),
-            };
+            let all = space.scan_live(span, false).all(|(_, record)| {
+                some = true;
+                compare_key(compare, Some(record))
+            });
             if !all {
                 return false;
             }
@@ -99,8 +92,8 @@ impl State {
             return Err(Error::LeaseNotFound);
         }
         if put.ignore_value || put.ignore_lease {
-            let record = self.spaces.get(&tenant).and_then(|space| space.keys.get(&put.key[..]));
-            record.and_then(KeyRecord::live).ok_or(Error::KeyNotFound)?;
+            let space = self.spaces.get(&tenant);
+            space.and_then(|space| space.live.get(&put.key[..])).ok_or(Error::KeyNotFound)?;
         }
         Ok(())
     }

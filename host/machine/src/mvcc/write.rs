@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
 use kvasir_api::limits;
 
-use crate::mvcc::index::{KeyRecord, Span};
+use crate::mvcc::index::{Span, unbury};
 use crate::reply::{DeleteRangeReply, Item, PutReply};
 use crate::state::Mark;
 use crate::{Change, Effects, Rev, Row, State, Table, quota, table};
@@ -37,7 +37,7 @@ impl<'a> Revision<'a> {
     /// A checked put whose lease exists.
     pub(crate) fn put(&mut self, request: &PutRequest) -> PutReply {
         let space = self.state.spaces.entry(self.tenant).or_default();
-        let record = space.keys.get_mut(&request.key[..]);
+        let record = space.live.get_mut(&request.key[..]);
         let prev = record.as_ref().and_then(|record| record.slot.row()).cloned();
         let (value, lease) = match &prev {
             Some(prev) => (
@@ -47,9 +47,12 @@ impl<'a> Revision<'a> {
             None => (own(&request.value), request.lease),
         };
         // A key is small: a copy of its own does not pin the frame that brought it. Versions share it.
-        let key = match &prev {
-            Some(prev) => prev.key.clone(),
-            None => Bytes::copy_from_slice(&request.key),
+        let (key, buried) = match &prev {
+            Some(prev) => (prev.key.clone(), None),
+            None => match unbury(&mut space.dead, &request.key) {
+                Some((key, record)) => (key, Some(record)),
+                None => (Bytes::copy_from_slice(&request.key), None),
+            },
         };
         let row = Arc::new(Row {
             rev: self.next,
@@ -66,13 +69,10 @@ impl<'a> Revision<'a> {
         });
         match record {
             Some(record) => record.push(Arc::clone(&row)),
-            None => {
-                space.keys.insert(row.key.clone(), KeyRecord::new(Arc::clone(&row)));
-            }
+            None => space.insert(buried, Arc::clone(&row)),
         }
         let cost = quota::key_cost(&row.key, &row.value);
         let cost_before = prev.as_ref().map_or(0, |prev| quota::key_cost(&prev.key, &prev.value));
-        space.live_keys += u64::from(prev.is_none());
         space.live_bytes = space.live_bytes + cost - cost_before;
         self.state.live_bytes = self.state.live_bytes + cost - cost_before;
         let lease_before = prev.as_ref().map_or(0, |prev| prev.lease);
@@ -89,13 +89,8 @@ impl<'a> Revision<'a> {
     pub(crate) fn delete_range(&mut self, request: &DeleteRangeRequest) -> DeleteRangeReply {
         let span = Span::new(&request.key, &request.range_end);
         let space = self.state.spaces.get(&self.tenant);
-        let doomed: Vec<Arc<Row>> = match (space, span) {
-            (None, _) => Vec::new(),
-            (Some(space), Span::Key(key)) => {
-                space.keys.get(key).and_then(|record| record.slot.row()).cloned().into_iter().collect()
-            }
-            (Some(space), span) => space.range(span).filter_map(|(_, record)| record.slot.row()).cloned().collect(),
-        };
+        let live = space.into_iter().flat_map(|space| space.scan_live(span, false));
+        let doomed: Vec<Arc<Row>> = live.filter_map(|(_, record)| record.slot.row()).cloned().collect();
         let deleted = doomed.len() as u64;
         let prevs = if request.prev_kv { doomed.iter().map(|row| Item::of(row)).collect() } else { Vec::new() };
         for row in doomed {
@@ -120,12 +115,8 @@ impl<'a> Revision<'a> {
             origin_depth: self.origin_depth,
         });
         let space = self.state.spaces.entry(prev.tenant).or_default();
-        if let Some(record) = space.keys.get_mut(&prev.key) {
-            assert!(record.head.rev == prev.rev, "only the current version can be deleted");
-            record.push(Arc::clone(&row));
-        }
+        space.bury(Arc::clone(&row));
         let cost = quota::key_cost(&prev.key, &prev.value);
-        space.live_keys -= 1;
         space.live_bytes -= cost;
         self.state.live_bytes -= cost;
         self.state.leases.detach(prev.lease, &prev.key);
