@@ -8,6 +8,14 @@ pub const REQUEST_BYTES_MAX: usize = 1_572_864;
 pub const GRPC_RECV_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
 /// Operations in a transaction: compares, success and failure are each counted (etcd `--max-txn-ops`).
 pub const TXN_OPS_MAX: usize = 128;
+/// Compares and operations of a transaction in all, over both branches of every level.
+pub const TXN_OPS_TOTAL_MAX: usize = 4_096;
+/// Keys that the compares, ranges and deletes of a transaction may look at between them, a key once for each that looks at it.
+pub const TXN_KEYS_MAX: u64 = 262_144;
+/// Bytes of keys and values that a transaction may ask for: in ranges, and as previous values.
+pub const TXN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// What a range at an old revision counts in keys in a transaction on top of what it finds: it walks over deleted keys, too.
+pub const TXN_OLD_RANGE_KEYS: u64 = 2_048;
 /// Levels of nested transactions.
 pub const TXN_DEPTH_MAX: usize = 8;
 /// Longest lease, in seconds (etcd).

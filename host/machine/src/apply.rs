@@ -9,6 +9,7 @@ use kvasir_api::command::{Command, command::Body};
 use kvasir_api::etcdserverpb::{AlarmType, DeleteRangeRequest, PutRequest, TxnRequest};
 use kvasir_api::{Error, limits};
 
+use crate::mvcc::budget::Budget;
 use crate::mvcc::check::{check_delete_range, check_put, check_txn};
 use crate::mvcc::txn;
 use crate::mvcc::write::{Revision, Writer};
@@ -144,9 +145,11 @@ impl State {
         }
         check_txn(request)?;
         let mut path = Vec::new();
-        self.choose(writer.tenant, request, &mut path);
-        self.check_path(writer.tenant, request, &mut path.iter())?;
-        let cost = txn::path_cost(request, &mut path.iter());
+        let mut budget = Budget::new();
+        self.choose(writer.tenant, request, &mut path, &mut budget)?;
+        self.check_path(writer.tenant, request, &mut path.iter(), &mut budget)?;
+        let (succeeded, nested) = path.split_first().map_or((false, &[][..]), |(succeeded, nested)| (*succeeded, nested));
+        let cost = txn::cost(txn::branch(request, succeeded), &mut nested.iter());
         if cost > 0 {
             self.check_space(cost, writer.tenant, effects)?;
         }

@@ -8,11 +8,11 @@
 
 use kvasir_api::command::guard::Guard as GuardKind;
 use kvasir_api::command::{EffectTxn, Guard, LockGuard, PointGuard, RangeGuard};
-use kvasir_api::etcdserverpb::TxnRequest;
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::{Error, limits};
 
 use crate::cursor::{are_within, has_room};
+use crate::mvcc::budget::Budget;
 use crate::mvcc::check::{check_delete_range, check_ops, check_put};
 use crate::mvcc::index::{KeyRecord, Span};
 use crate::mvcc::txn;
@@ -49,15 +49,14 @@ impl State {
             return Err(Rejection::Halted);
         }
         // The operations run as a transaction's would.
-        let ops = TxnRequest { compare: Vec::new(), success: effect.ops.clone(), failure: Vec::new() };
-        let path = [true];
-        self.check_path(writer.tenant, &ops, &mut path.iter()).map_err(Rejection::Refused)?;
-        let cost = txn::path_cost(&ops, &mut path.iter()) + letters_cost(effect);
-        if txn::may_put(&ops) || !effect.dead_letters.is_empty() {
+        let ops = &effect.ops[..];
+        self.check_ops(writer.tenant, ops, &mut [].iter(), &mut Budget::new()).map_err(Rejection::Refused)?;
+        let cost = txn::cost(ops, &mut [].iter()) + letters_cost(effect);
+        if txn::some_put(ops) || !effect.dead_letters.is_empty() {
             self.check_space(cost, writer.tenant, effects).map_err(Rejection::Refused)?;
         }
         let mut revision = Revision::begin(self, effects, writer);
-        txn::run(&mut revision, writer.tenant, &ops, &mut path.iter());
+        txn::run_ops(&mut revision, writer.tenant, ops, &mut [].iter());
         revision.end();
         self.park(&key, &effect.dead_letters, effects);
         if let Some(cursor) = cursor {

@@ -47,7 +47,7 @@ pub use blob::{BlobRecord, Digest};
 pub use codec::FormatError;
 pub use effects::{Change, Effects, TableOp};
 pub use lease::LeaseView;
-pub use mvcc::check::{check_delete_range, check_ops, check_put, check_range, check_txn};
+pub use mvcc::check::{check_delete_range, check_put, check_range, check_txn};
 pub use mvcc::compact::CompactProgress;
 pub use mvcc::range::Slice;
 pub use quota::key_cost;

@@ -1,12 +1,12 @@
 //! Effects of plugins: whole or not at all, at most once.
 
-use kvasir_api::Error;
 use kvasir_api::command::plugin_control::Action;
 use kvasir_api::command::{
     self, Cursor, CursorAdvance, DeadLetter, DeadLetterDrop, EffectTxn, Guard, LockGuard, Origin, PluginControl, PointGuard,
     RangeGuard, command::Body, cursor_advance::Move, guard,
 };
 use kvasir_api::etcdserverpb::RequestOp;
+use kvasir_api::{Error, limits};
 
 use super::harness::*;
 use crate::{EffectReply, Rejection, Reply, Rev, Table, TriggerState};
@@ -229,6 +229,23 @@ fn malformed_effects_are_refused() {
     }
     let request = EffectTxn { guards: vec![Guard { guard: None }], ..effect(&machine, vec![]) };
     assert!(matches!(rejected(&mut machine, request), Rejection::Invalid(_)));
+}
+
+#[test]
+fn what_an_effect_deletes_is_bounded_as_a_transaction_is() {
+    let mut machine = machine();
+    for n in 0..64 {
+        machine.put(&format!("k{n:02}"), "");
+    }
+    let all = vec![op_delete("k", "l"); limits::EFFECT_OPS_MAX];
+    let request = effect(&machine, all[..limits::EFFECT_OPS_MAX - 1].to_vec());
+    let request = EffectTxn { ops: [request.ops, vec![op_delete("/in/a", "")]].concat(), ..request };
+    machine.put("k64", "");
+    assert!(matches!(rejected(&mut machine, request), Rejection::Refused(Error::Exhausted(_))));
+    machine.delete("k64", "");
+    machine.delete("k63", "");
+    let request = effect(&machine, all);
+    assert!(matches!(run(&mut machine, request), EffectReply::Applied { .. }));
 }
 
 #[test]

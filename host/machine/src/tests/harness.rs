@@ -123,6 +123,10 @@ impl Machine {
         self.range(range(key, "")).unwrap().items.pop()
     }
 
+    pub(super) fn revision_of(&self, key: &str) -> Option<Rev> {
+        self.get(key).map(|item| item.mod_revision)
+    }
+
     /// Trims until nothing is left to trim.
     pub(super) fn trim(&mut self) {
         let mut progress = CompactProgress::default();

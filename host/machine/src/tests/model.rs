@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
-use kvasir_api::Error;
 use kvasir_api::command::{LeaseRenew, Tick, command::Body};
 use kvasir_api::etcdserverpb::compare::{CompareResult, TargetUnion};
 use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::etcdserverpb::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use kvasir_api::{Error, limits};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -394,7 +394,13 @@ fn take(machine: &mut Machine, model: &mut Model, step: Step, progress: &mut Com
             model.commit(draft);
         }
         Step::Txn(txn) => {
+            let budget = machine.state.forecast(0, &txn);
             let found = machine.txn(txn.clone());
+            if let (Ok(budget), Ok(found)) = (budget, &found) {
+                let (keys, bytes) = weight(found);
+                assert!(keys <= limits::TXN_KEYS_MAX - budget.keys, "{keys} keys are more than were counted");
+                assert!(bytes <= limits::TXN_BYTES_MAX - budget.bytes, "{bytes} bytes are more than were counted");
+            }
             match check_txn(&txn).and_then(|()| model.check_branch(&txn)) {
                 Err(error) => assert_eq!(found.unwrap_err(), error),
                 Ok(()) => {
@@ -466,6 +472,21 @@ fn take(machine: &mut Machine, model: &mut Model, step: Step, progress: &mut Com
         Step::Trim(keys_max) => machine.trim_slice(progress, keys_max),
         Step::Restore => machine.assert_restorable(),
     }
+}
+
+/// Keys and bytes in a reply.
+fn weight(reply: &TxnReply) -> (u64, u64) {
+    let of =
+        |items: &[crate::Item]| (items.len() as u64, items.iter().map(|i| i.key.len() + i.value().len()).sum::<usize>() as u64);
+    reply.responses.iter().fold((0, 0), |(keys, bytes), response| {
+        let (more_keys, more_bytes) = match response {
+            OpReply::Range(range) => (range.count.max(range.items.len() as u64), of(&range.items).1),
+            OpReply::Put(put) => of(put.prev.as_slice()),
+            OpReply::DeleteRange(delete) => (delete.deleted, of(&delete.prevs).1),
+            OpReply::Txn(txn) => weight(txn),
+        };
+        (keys + more_keys, bytes + more_bytes)
+    })
 }
 
 fn assert_equal(machine: &Machine, model: &Model) {
