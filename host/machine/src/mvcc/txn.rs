@@ -194,16 +194,21 @@ pub(crate) fn run(revision: &mut Revision<'_>, tenant: u64, txn: &TxnRequest, pa
 
 /// Runs checked operations; those of nested transactions on their path.
 pub(crate) fn run_ops(revision: &mut Revision<'_>, tenant: u64, ops: &[RequestOp], path: &mut Iter<'_, bool>) -> Vec<OpReply> {
-    let mut responses = Vec::with_capacity(ops.len());
+    let wants_reply = revision.wants_reply();
+    let mut responses = Vec::with_capacity(if wants_reply { ops.len() } else { 0 });
     for op in ops {
-        responses.push(match &op.request {
+        let response = match &op.request {
+            Some(Request::RequestRange(_)) if !wants_reply => continue,
             Some(Request::RequestRange(range)) => OpReply::Range(revision.state.range_at(tenant, range, revision.current())),
             Some(Request::RequestPut(put)) => OpReply::Put(revision.put(put)),
             Some(Request::RequestDeleteRange(delete)) => OpReply::DeleteRange(revision.delete_range(delete)),
             Some(Request::RequestTxn(nested)) => OpReply::Txn(run(revision, tenant, nested, path)),
             // Refused by `check_txn`.
             None => continue,
-        });
+        };
+        if wants_reply {
+            responses.push(response);
+        }
     }
     responses
 }

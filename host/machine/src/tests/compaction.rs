@@ -68,15 +68,60 @@ fn trimming_goes_in_slices_and_frees_oldest_versions_first() {
     machine.put("c", "v");
     machine.compact(13).unwrap();
     let mut progress = CompactProgress::default();
-    let first = machine.state.compact_slice(&mut progress, 1);
+    let first = machine.state.compact_slice(&mut progress, 1, usize::MAX);
     assert!(!progress.done);
     assert!(first.is_sorted(), "oldest first: {first:?}");
     let mut all = first;
     while !progress.done {
-        all.extend(machine.state.compact_slice(&mut progress, 1));
+        all.extend(machine.state.compact_slice(&mut progress, 1, usize::MAX));
     }
     assert_eq!(all.len(), 5 + 4 + 1, "a whole with its tombstone, and all of b but the last");
     assert_eq!(progress.floor, 13);
+}
+
+#[test]
+fn a_slice_is_bounded_in_versions_and_the_rest_of_a_key_comes_with_the_next() {
+    let mut machine = Machine::new();
+    for _ in 0..100 {
+        machine.put("a", "v");
+    }
+    machine.delete("a", "");
+    machine.put("b", "v");
+    machine.compact(machine.state.revision() as i64).unwrap();
+    let mut progress = CompactProgress::default();
+    let (mut all, mut slices) = (Vec::new(), 0);
+    while !progress.done {
+        assert!(machine.state.has_garbage());
+        let slice = machine.state.compact_slice(&mut progress, 1_000, 7);
+        assert!(slice.len() <= 7);
+        all.extend(slice);
+        slices += 1;
+        assert!(slices < 1_000);
+    }
+    assert_eq!(all.len(), 101, "all of a, with its tombstone");
+    assert!(all.is_sorted() && slices >= 15);
+    assert!(!machine.state.has_garbage() && machine.state.spaces[&0].dead.is_empty());
+}
+
+#[test]
+fn trimming_gives_memory_back() {
+    let mut machine = Machine::new();
+    for _ in 0..10_000 {
+        machine.put("a", "v");
+    }
+    let capacity = |machine: &Machine| {
+        let older = &machine.state.spaces[&0].live[&bytes("a")].older;
+        (older.capacity(), machine.state.trim.capacity())
+    };
+    let (older, notes) = capacity(&machine);
+    assert!(older >= 9_999 && notes >= 9_999);
+    machine.compact(machine.state.revision() as i64).unwrap();
+    let mut progress = CompactProgress::default();
+    while !progress.done {
+        machine.state.compact_slice(&mut progress, 1_000, 1_000);
+    }
+    let (older, notes) = capacity(&machine);
+    assert!(older < 10 && notes < 3_000, "{older}, {notes}");
 }
 
 #[test]
@@ -128,7 +173,7 @@ fn old_versions_count_in_logical_bytes_until_they_are_compacted() {
     assert!(machine.state.logical_bytes() > one);
     machine.compact(3).unwrap();
     assert_eq!(machine.state.logical_bytes(), one);
-    assert_eq!(machine.state.history_bytes(), 0);
+    assert_eq!(machine.state.meta.total, machine.state.meta.at_compaction);
 }
 
 #[test]
@@ -152,7 +197,7 @@ fn an_active_cursor_holds_trimming_back_but_not_the_clients_view() {
 #[test]
 fn a_cursor_past_the_budget_in_revisions_is_lost_and_its_epoch_ends() {
     let mut machine = Machine::new();
-    machine.state.hold.revisions_max = 10;
+    machine.hold(|hold| hold.revisions_max = 10);
     machine.install("p", 0);
     let epoch = machine.state.trigger("p", "w", 0).unwrap().owner_epoch;
     for _ in 0..12 {
@@ -175,7 +220,7 @@ fn a_cursor_past_the_budget_in_revisions_is_lost_and_its_epoch_ends() {
 #[test]
 fn a_cursor_past_the_budget_in_bytes_is_lost() {
     let mut machine = Machine::new();
-    machine.state.hold.bytes_max = 5 << 20;
+    machine.hold(|hold| hold.bytes_max = 5 << 20);
     machine.install("p", 0);
     let big = "x".repeat(1 << 20);
     for _ in 0..5 {
