@@ -8,6 +8,14 @@ pub const REQUEST_BYTES_MAX: usize = 1_572_864;
 pub const GRPC_RECV_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
 /// Operations in a transaction: compares, success and failure are each counted (etcd `--max-txn-ops`).
 pub const TXN_OPS_MAX: usize = 128;
+/// Compares and operations of a transaction in all, over both branches of every level.
+pub const TXN_OPS_TOTAL_MAX: usize = 4_096;
+/// Keys that the compares, ranges and deletes of a transaction may look at between them, a key once for each that looks at it.
+pub const TXN_KEYS_MAX: u64 = 262_144;
+/// Bytes of keys and values that a transaction may ask for: in ranges, and as previous values.
+pub const TXN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// What a range at an old revision counts in keys in a transaction on top of what it finds: it walks over deleted keys, too.
+pub const TXN_OLD_RANGE_KEYS: u64 = 2_048;
 /// Levels of nested transactions.
 pub const TXN_DEPTH_MAX: usize = 8;
 /// Longest lease, in seconds (etcd).
@@ -28,7 +36,7 @@ pub const KEY_OVERHEAD_BYTES: u64 = 256;
 pub const VERSION_OVERHEAD_BYTES: u64 = 96;
 /// What a lease counts in logical bytes (etcd).
 pub const LEASE_OVERHEAD_BYTES: u64 = 64;
-/// Values up to this size are copied out of the frame they came in, so that a small value does not pin a large frame.
+/// Values up to this size are copied out of the command they came with; so are larger ones that are less than half of it.
 pub const VALUE_COPY_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of history between two marks, from which apply tells how much history a revision's distance is.
 pub const HISTORY_MARK_BYTES: u64 = 1024 * 1024;
@@ -44,8 +52,6 @@ pub const DISK_LOOK_INTERVAL_MS: u64 = 5_000;
 pub const PROPOSAL_QUEUE_MAX: usize = 16_384;
 /// Commands handed to raft at once.
 pub const PROPOSAL_BATCH_MAX: usize = 1_024;
-/// Bytes handed to raft at once.
-pub const PROPOSAL_BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of commands proposed and not yet answered.
 pub const PROPOSAL_PENDING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Linearizable reads waiting for the next ReadIndex round.
@@ -76,8 +82,6 @@ pub const SNAPSHOT_BLOCK_BYTES: usize = 256 * 1024;
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Room kept aside on the data folder's disk, given back to the node when the disk is full.
 pub const BALLAST_BYTES: u64 = 16 * 1024 * 1024;
-/// Free bytes on the data folder's disk below which NOSPACE is raised.
-pub const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// A durable checkpoint is made after so many bytes of history ...
 pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// ... or so long after the first write that it will cover.
@@ -89,8 +93,10 @@ pub const STATE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Keys read under one hold of the state's lock by a long range.
 pub const RANGE_SLICE_KEYS: usize = 4_096;
-/// Versions trimmed under one hold of the state's lock after a compaction.
+/// Keys looked at under one hold of the state's lock after a compaction ...
 pub const COMPACT_SLICE_KEYS: usize = 1_024;
+/// ... and versions that are trimmed of them.
+pub const COMPACT_SLICE_VERSIONS: usize = 8_192;
 /// Recent changes the watch hub keeps in memory, in bytes.
 pub const WATCH_RING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of events in one watch response before a new one is started, at a revision's end.
@@ -139,8 +145,10 @@ pub const DEAD_LETTER_KEY_BYTES_MAX: usize = 4 * 1024;
 pub const DEAD_LETTER_ERROR_BYTES_MAX: usize = 4 * 1024;
 /// Operations in one effect of a plugin.
 pub const EFFECT_OPS_MAX: usize = 4_096;
-/// Guards of one effect of a plugin.
+/// Guards of one effect of a plugin for what it read.
 pub const EFFECT_GUARDS_MAX: usize = 4_096;
+/// Locks that guard one effect: a task's own, and those that its run took besides.
+pub const EFFECT_LOCK_GUARDS_MAX: usize = 65;
 /// Keys that all range guards of one effect may cover.
 pub const EFFECT_GUARD_KEYS_MAX: u64 = 65_536;
 /// Longest chain of plugins that write because of each other's writes.

@@ -12,7 +12,7 @@ use std::task::Poll;
 
 use futures_util::{Stream, StreamExt};
 use kvasir_api::command::Command;
-use kvasir_machine::{Effects, State};
+use kvasir_machine::{Effects, EntryId, State};
 use kvasir_storage::state::{Applied, AppliedBatch, Store};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
@@ -104,11 +104,12 @@ impl Shared {
         let mut replies = Vec::with_capacity(batch.len());
         let (revision, cluster_ms) = {
             let mut state = self.state.write();
-            for ((entry, _), command) in batch.iter().zip(&commands) {
+            for ((entry, responder), command) in batch.iter().zip(&commands) {
                 let log_id = entry.log_id();
-                replies.push(
-                    command.as_ref().map(|command| state.apply(log_id.index, log_id.leader_id.term, command, &mut effects)),
-                );
+                let leader = log_id.leader_id;
+                let id = EntryId { index: log_id.index, term: leader.term, leader: leader.node_id };
+                let wants_reply = responder.is_some();
+                replies.push(command.as_ref().map(|command| state.apply(id, command, wants_reply, &mut effects)));
             }
             (state.revision(), state.cluster_ms())
         };
@@ -127,7 +128,7 @@ impl Shared {
             log_id: log_id_into(last),
             membership: stored_membership,
             changes: effects.changes.clone(),
-            tables: effects.tables,
+            tables: effects.take_tables(),
         });
         publish.publish(Published {
             changes: effects.changes,

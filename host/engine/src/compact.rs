@@ -1,14 +1,14 @@
 //! Compaction: at once for clients, and then, in slices, for memory and the state file.
 //!
 //! **Invariant:** rows are deleted behind every batch that was applied before the slice was taken, in the order the machine gives;
-//! one hold of the state's lock trims at most [`COMPACT_SLICE_KEYS`] keys.
+//! one hold of the state's lock trims at most [`COMPACT_SLICE_VERSIONS`] versions of [`COMPACT_SLICE_KEYS`] keys.
 
 use std::time::Duration;
 
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::{CompactionRequest, CompactionResponse};
-use kvasir_api::limits::COMPACT_SLICE_KEYS;
+use kvasir_api::limits::{COMPACT_SLICE_KEYS, COMPACT_SLICE_VERSIONS};
 use kvasir_machine::{CompactProgress, Reply};
 
 use crate::caller::Caller;
@@ -86,7 +86,7 @@ async fn trim(engine: &Engine) -> Result<(), Error> {
         }
         let (dropped, revision) = {
             let mut state = engine.consensus().state().write();
-            (state.compact_slice(&mut progress, COMPACT_SLICE_KEYS), state.revision())
+            (state.compact_slice(&mut progress, COMPACT_SLICE_KEYS, COMPACT_SLICE_VERSIONS), state.revision())
         };
         if !dropped.is_empty() {
             // Everything applied before the slice is in the store before the deletion is.

@@ -47,9 +47,9 @@ impl Engine {
         };
         let alarm = Alarm { activate, member_id: request.member_id, alarm: request.alarm };
         match self.submit(caller, Body::Alarm(alarm)).await? {
-            Reply::Alarm { revision, alarms } => Ok(AlarmResponse {
+            Reply::Alarm { revision, alarm } => Ok(AlarmResponse {
                 header: Some(self.header_at(revision)),
-                alarms: alarms.into_iter().map(|(member_id, alarm)| AlarmMember { member_id, alarm }).collect(),
+                alarms: alarm.into_iter().map(|(member_id, alarm)| AlarmMember { member_id, alarm }).collect(),
             }),
             reply => Err(unexpected(&reply)),
         }

@@ -4,34 +4,50 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use kvasir_api::command::{Command, command::Body};
 use kvasir_api::etcdserverpb::{AlarmType, DeleteRangeRequest, PutRequest, TxnRequest};
 use kvasir_api::{Error, limits};
+use prost::Message;
 
+use crate::mvcc::budget::Budget;
 use crate::mvcc::check::{check_delete_range, check_put, check_txn};
 use crate::mvcc::txn;
 use crate::mvcc::write::{Revision, Writer};
-use crate::{Effects, Reply, State, Table, TableOp, quota, table};
+use crate::{Effects, Reply, State, quota};
 
 /// The highest [`Command::version`] that this machine knows.
 pub const COMMAND_VERSION: u32 = 1;
 
 /// A command that this machine does not know, so that the node must stop instead of guessing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnsupportedCommand {
-    /// The command's version.
-    pub version: u32,
+pub enum UnsupportedCommand {
+    /// Its version is not known.
+    Version(u32),
+    /// Its version is, and its kind is not.
+    Kind,
+}
+
+/// What the log says of an entry. The same on every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryId {
+    /// Its place.
+    pub index: u64,
+    /// The term in which it was proposed.
+    pub term: u64,
+    /// The node that proposed it: that term's leader.
+    pub leader: u64,
 }
 
 impl fmt::Display for UnsupportedCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let version = self.version;
-        write!(
-            f,
-            "the log has a command of version {version} that this version of kvasir does not know (it knows up to \
-             {COMMAND_VERSION}): start the version that wrote it"
-        )
+        let remedy = "start the version that wrote it";
+        match self {
+            Self::Version(version) => write!(
+                f,
+                "the log has a command of version {version}, and this version of kvasir knows up to {COMMAND_VERSION}: {remedy}"
+            ),
+            Self::Kind => write!(f, "the log has a command of a kind that this version of kvasir does not know: {remedy}"),
+        }
     }
 }
 
@@ -42,17 +58,21 @@ impl std::error::Error for UnsupportedCommand {}
 /// # Errors
 /// It is not: the node must stop.
 pub fn check_version(command: &Command) -> Result<(), UnsupportedCommand> {
-    let known = (1..=COMMAND_VERSION).contains(&command.version) && command.body.is_some();
-    if known { Ok(()) } else { Err(UnsupportedCommand { version: command.version }) }
+    if !(1..=COMMAND_VERSION).contains(&command.version) {
+        return Err(UnsupportedCommand::Version(command.version));
+    }
+    if command.body.is_some() { Ok(()) } else { Err(UnsupportedCommand::Kind) }
 }
 
 impl State {
-    /// Applies the command of a committed entry. `term` is the entry's. Refusals are replies; effects are added to `effects`, which
-    /// the commands of a batch share.
+    /// Applies the command of a committed entry. Refusals are replies; effects are added to `effects`, which the commands of a batch
+    /// share. Where nobody waits for the reply, on a follower or in a replay, `wants_reply` is false: then what changes is the same,
+    /// and the reply lacks what was read.
     ///
     /// # Panics
     /// When called again for an index, or with a command that [`check_version`] refuses: going on would make replicas differ.
-    pub fn apply(&mut self, index: u64, term: u64, command: &Command, effects: &mut Effects) -> Reply {
+    pub fn apply(&mut self, entry: EntryId, command: &Command, wants_reply: bool, effects: &mut Effects) -> Reply {
+        let index = entry.index;
         assert!(index > self.meta.applied_index, "entry {index} is applied after {}", self.meta.applied_index);
         assert!(check_version(command).is_ok(), "entry {index} has an unsupported command");
         self.meta.applied_index = index;
@@ -63,27 +83,43 @@ impl State {
             }
         }
         let revision_before = self.revision();
-        let reply = self.dispatch(index, term, command, effects);
+        let reply = self.dispatch(entry, command, wants_reply, effects);
         let reply = reply.unwrap_or_else(|error| Reply::Error { revision: self.revision(), error });
         assert!(self.revision() >= revision_before, "revisions never go back");
-        self.store_meta(effects);
+        effects.meta = Some(self.meta.clone());
         reply
     }
 
-    fn dispatch(&mut self, index: u64, term: u64, command: &Command, effects: &mut Effects) -> Result<Reply, Error> {
+    fn dispatch(
+        &mut self,
+        entry: EntryId,
+        command: &Command,
+        wants_reply: bool,
+        effects: &mut Effects,
+    ) -> Result<Reply, Error> {
         let tenant = command.tenant;
         let origin = command.origin.as_ref().filter(|origin| !origin.plugin.is_empty());
         let writer = Writer {
             tenant,
             plugin: origin.map(|origin| origin.plugin.as_str().into()),
             depth: origin.map_or(0, |origin| origin.depth),
+            leader: entry.leader,
+            command_bytes: command_bytes(command),
+            wants_reply,
         };
         let Some(body) = &command.body else {
             return Err(Error::Invalid("the command is empty".into()));
         };
+        // What etcd's `applierV3Corrupt` refuses.
         let of_keys = matches!(
             body,
-            Body::Put(_) | Body::DeleteRange(_) | Body::Txn(_) | Body::Compact(_) | Body::LeaseGrant(_) | Body::EffectTxn(_)
+            Body::Put(_)
+                | Body::DeleteRange(_)
+                | Body::Txn(_)
+                | Body::Compact(_)
+                | Body::LeaseGrant(_)
+                | Body::LeaseRevoke(_)
+                | Body::EffectTxn(_)
         );
         if of_keys && self.has_alarm(AlarmType::Corrupt) {
             return Err(Error::Corrupt);
@@ -98,12 +134,12 @@ impl State {
             Body::DeleteRange(request) => self.apply_delete_range(&writer, request, effects),
             Body::Txn(request) => self.apply_txn(&writer, request, effects),
             Body::Compact(request) => self.apply_compact(request.revision, effects),
-            Body::LeaseGrant(request) => self.apply_lease_grant(tenant, request, effects),
-            Body::LeaseRevoke(request) => self.apply_lease_revoke(term, &writer, request, effects),
+            Body::LeaseGrant(request) => self.apply_lease_grant(&writer, request, effects),
+            Body::LeaseRevoke(request) => self.apply_lease_revoke(entry.term, &writer, request, effects),
             Body::LeaseRenew(request) => Ok(self.apply_lease_renew(request, effects)),
             Body::Alarm(request) => self.apply_alarm(request, effects),
             Body::QuotaSet(request) => Ok(self.apply_quota_set(tenant, request, effects)),
-            Body::BlobChunk(request) => self.apply_blob_chunk(index, tenant, request, effects),
+            Body::BlobChunk(request) => self.apply_blob_chunk(entry.index, &writer, request, effects),
             Body::PluginSet(request) => self.apply_plugin_set(request, effects),
             Body::PluginRemove(request) => self.apply_plugin_remove(request, effects),
             Body::PluginControl(request) => self.apply_plugin_control(request, effects),
@@ -116,7 +152,7 @@ impl State {
 
     fn apply_put(&mut self, writer: &Writer, request: &PutRequest, effects: &mut Effects) -> Result<Reply, Error> {
         check_put(request)?;
-        self.check_space(quota::key_cost(&request.key, &request.value), writer.tenant, effects)?;
+        self.check_space(quota::key_cost(&request.key, &request.value), writer, effects)?;
         self.check_put(writer.tenant, request)?;
         let mut revision = Revision::begin(self, effects, writer);
         let reply = revision.put(request);
@@ -144,25 +180,26 @@ impl State {
         }
         check_txn(request)?;
         let mut path = Vec::new();
-        self.choose(writer.tenant, request, &mut path);
-        self.check_path(writer.tenant, request, &mut path.iter())?;
-        let cost = txn::path_cost(request, &mut path.iter());
+        let mut budget = Budget::new();
+        self.choose(writer.tenant, request, &mut path, &mut budget)?;
+        self.check_path(writer.tenant, request, &mut path.iter(), &mut budget)?;
+        let (succeeded, nested) = path.split_first().map_or((false, &[][..]), |(succeeded, nested)| (*succeeded, nested));
+        let cost = txn::cost(txn::branch(request, succeeded), &mut nested.iter());
         if cost > 0 {
-            self.check_space(cost, writer.tenant, effects)?;
+            self.check_space(cost, writer, effects)?;
         }
         let mut revision = Revision::begin(self, effects, writer);
         let mut reply = txn::run(&mut revision, writer.tenant, request, &mut path.iter());
         reply.revision = revision.end();
         Ok(Reply::Txn(reply))
     }
+}
 
-    /// Keeps the scalars' row the first of the batch's table changes.
-    fn store_meta(&self, effects: &mut Effects) {
-        let op =
-            TableOp { table: Table::Meta, key: Bytes::from_static(table::META_STATE), value: Some(self.meta.encode().into()) };
-        match effects.tables.first_mut() {
-            Some(first) if first.table == Table::Meta && first.key == table::META_STATE => *first = op,
-            _ => effects.tables.insert(0, op),
-        }
+/// What the buffer has at least that the command's values share.
+fn command_bytes(command: &Command) -> usize {
+    match &command.body {
+        Some(Body::Put(put)) => put.key.len() + put.value.len(),
+        Some(Body::Txn(_) | Body::EffectTxn(_)) => command.encoded_len(),
+        _ => 0,
     }
 }

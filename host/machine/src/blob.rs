@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use kvasir_api::command::BlobChunk;
 use kvasir_api::{Error, limits};
 
+use crate::mvcc::write::Writer;
 use crate::table::{blob_chunk_key, read_digest};
 use crate::{Effects, Reply, State, Table};
 
@@ -64,7 +65,7 @@ impl State {
     pub(crate) fn apply_blob_chunk(
         &mut self,
         index: u64,
-        tenant: u64,
+        writer: &Writer,
         chunk: &BlobChunk,
         effects: &mut Effects,
     ) -> Result<Reply, Error> {
@@ -99,7 +100,7 @@ impl State {
             if chunk.data.len() as u64 != left.min(limits::BLOB_CHUNK_BYTES as u64) {
                 return Err(Error::Invalid("this piece of a component has the wrong size".into()));
             }
-            self.check_space(chunk.data.len() as u64, tenant, effects)?;
+            self.check_space(chunk.data.len() as u64, writer, effects)?;
             if before.is_none() {
                 self.drop_unused_blobs(limits::BLOBS_UNUSED_MAX - 1, effects);
             }

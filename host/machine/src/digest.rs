@@ -3,13 +3,17 @@
 //! What replicas need not have in common is left out: versions that were trimmed here and not there, and notes of garbage.
 
 use crate::State;
-use crate::mvcc::index::Version;
+use crate::mvcc::index::{Span, Version};
 use crate::registry::TriggerEntry;
 
 /// 64-bit FNV-1a: simple, and the same everywhere.
 struct Fnv(u64);
 
 impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
         self.raw(bytes);
@@ -50,7 +54,7 @@ impl Fnv {
 impl State {
     /// A digest of all that is replicated. Looks at every key; not for the hot path.
     pub fn digest(&self) -> u64 {
-        let mut out = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut out = Fnv::new();
         out.bytes(&self.meta.encode());
         out.number(self.logical_bytes());
         for (revision, mark) in &self.marks {
@@ -59,25 +63,26 @@ impl State {
         }
         let floor = self.compact_revision();
         for (tenant, space) in &self.spaces {
-            if space.keys.is_empty() && space.quota_bytes == 0 {
-                continue;
-            }
-            let mut said = false;
-            for (key, record) in &space.keys {
+            // A space may have nothing left but what one replica has trimmed and another has not.
+            let mut inner = Fnv::new();
+            let mut is_empty = space.quota_bytes == 0;
+            for (key, record) in space.scan_all(Span::From(b""), false) {
                 let visible = record.older.iter().chain([&record.head]).skip(record.droppable(floor));
                 for version in visible {
-                    if !said {
-                        out.number(*tenant);
-                        said = true;
-                    }
-                    out.bytes(key);
-                    out.version(version);
+                    is_empty = false;
+                    inner.bytes(key);
+                    inner.version(version);
                 }
                 if let Some(row) = record.slot.row() {
-                    out.bytes(&row.encode());
+                    inner.bytes(&row.encode());
                 }
             }
-            out.number(space.live_keys);
+            if is_empty {
+                continue;
+            }
+            out.number(*tenant);
+            out.number(inner.0);
+            out.number(space.live.len() as u64);
             out.number(space.live_bytes);
             out.number(space.quota_bytes);
         }

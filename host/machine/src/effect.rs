@@ -1,18 +1,18 @@
 //! Effects of plugins' runs: applied whole or not at all, and at most once.
 //!
 //! A run happened on one node, some time ago. What makes its effect land exactly once is checked here, where all replicas agree:
-//! the plugin's generation, the trigger's owner epoch and cursor, and guards over what the run read. Then writes, parked events and
+//! the plugin's generation, the trigger's owner epoch, how many effects it has had, its cursor, and guards over what the run read. Then writes, parked events and
 //! the new cursor are applied together.
 //!
 //! **Invariant:** a rejected effect changes no key and no cursor.
 
 use kvasir_api::command::guard::Guard as GuardKind;
 use kvasir_api::command::{EffectTxn, Guard, LockGuard, PointGuard, RangeGuard};
-use kvasir_api::etcdserverpb::TxnRequest;
 use kvasir_api::etcdserverpb::request_op::Request;
-use kvasir_api::{Error, limits};
+use kvasir_api::limits;
 
 use crate::cursor::{are_within, has_room};
+use crate::mvcc::budget::Budget;
 use crate::mvcc::check::{check_delete_range, check_ops, check_put};
 use crate::mvcc::index::{KeyRecord, Span};
 use crate::mvcc::txn;
@@ -48,30 +48,28 @@ impl State {
             });
             return Err(Rejection::Halted);
         }
-        // The operations run as a transaction's would.
-        let ops = TxnRequest { compare: Vec::new(), success: effect.ops.clone(), failure: Vec::new() };
-        let path = [true];
-        self.check_path(writer.tenant, &ops, &mut path.iter()).map_err(Rejection::Refused)?;
-        let cost = txn::path_cost(&ops, &mut path.iter()) + letters_cost(effect);
-        if txn::may_put(&ops) || !effect.dead_letters.is_empty() {
-            self.check_space(cost, writer.tenant, effects).map_err(Rejection::Refused)?;
+        let ops = &effect.ops[..];
+        self.check_ops(writer.tenant, ops, &mut [].iter(), &mut Budget::new()).map_err(Rejection::Refused)?;
+        let cost = txn::cost(ops, &mut [].iter()) + letters_cost(effect);
+        if txn::some_put(ops) || !effect.dead_letters.is_empty() {
+            self.check_space(cost, writer, effects).map_err(Rejection::Refused)?;
         }
         let mut revision = Revision::begin(self, effects, writer);
-        txn::run(&mut revision, writer.tenant, &ops, &mut path.iter());
+        txn::run_ops(&mut revision, writer.tenant, ops, &mut [].iter());
         revision.end();
         self.park(&key, &effect.dead_letters, effects);
-        if let Some(cursor) = cursor {
-            let resynced = cursor.main >= self.compact_revision();
-            let mut became_active = false;
-            self.change_trigger(&key, effects, |trigger, _| {
-                trigger.cursor = cursor;
-                became_active = resynced && trigger.state == TriggerState::Lost;
-                if became_active {
-                    trigger.state = TriggerState::Active;
-                }
-            });
-            effects.registry_changed |= became_active;
-        }
+        let compacted = self.compact_revision();
+        let mut became_active = false;
+        self.change_trigger(&key, effects, |trigger, _| {
+            trigger.sequence += 1;
+            let Some(cursor) = cursor else { return };
+            trigger.cursor = cursor;
+            became_active = cursor.main >= compacted && trigger.state == TriggerState::Lost;
+            if became_active {
+                trigger.state = TriggerState::Active;
+            }
+        });
+        effects.registry_changed |= became_active;
         effects.registry_changed |= !effect.dead_letters.is_empty();
         Ok(())
     }
@@ -92,6 +90,9 @@ impl State {
         if entry.record.state == TriggerState::Halted {
             return Err(stale("the trigger is halted".into()));
         }
+        if entry.record.sequence != effect.sequence {
+            return Err(stale(format!("the trigger is at effect {}, not {}", entry.record.sequence, effect.sequence)));
+        }
         Ok(&entry.record)
     }
 
@@ -105,6 +106,10 @@ impl State {
                 }
                 if !self.is_forward(expect, new) {
                     return invalid("the cursor goes back, or past what there is");
+                }
+                // The pages of a resync leave it where it is; events that were handled are behind it.
+                if record.state == TriggerState::Active && new == expect {
+                    return invalid("the cursor stays where it is");
                 }
                 if record.state == TriggerState::Lost && !effect.dead_letters.is_empty() {
                     // A lost trigger resyncs, and what it is given then are keys and not events. (Were it halted, it would hold
@@ -143,9 +148,8 @@ impl State {
             Some(GuardKind::Range(range)) => self.check_range_guard(tenant, range, index, keys_left),
             Some(GuardKind::Lock(LockGuard { key, create_revision })) => match self.live(tenant, key) {
                 Some(record) if record.head.create_revision != *create_revision => broken("the lock has another holder".into()),
-                Some(record) if record.head.lease == 0 || !self.leases.exists(record.head.lease) => {
-                    broken("the lock has no lease".into())
-                }
+                // A lease takes its keys with it.
+                Some(record) if record.head.lease == 0 => broken("the lock has no lease".into()),
                 Some(_) => Ok(()),
                 None => broken("the lock is not held".into()),
             },
@@ -160,11 +164,11 @@ impl State {
         *keys_left -= guard.count;
         let (mut count, mut max_mod_revision) = (0, 0);
         if let Some(space) = self.spaces.get(&tenant) {
-            let live = space.range(Span::new(&guard.key, &guard.range_end)).filter_map(|(_, record)| record.live());
+            let live = space.scan_live(Span::new(&guard.key, &guard.range_end), false);
             // One key too many is enough to know.
-            for version in live.take(usize::try_from(guard.count + 1).unwrap_or(usize::MAX)) {
+            for (_, record) in live.take(usize::try_from(guard.count + 1).unwrap_or(usize::MAX)) {
                 count += 1;
-                max_mod_revision = max_mod_revision.max(version.rev.main);
+                max_mod_revision = max_mod_revision.max(record.head.rev.main);
             }
         }
         if count == guard.count && max_mod_revision == guard.max_mod_revision {
@@ -174,7 +178,7 @@ impl State {
     }
 
     fn live(&self, tenant: u64, key: &[u8]) -> Option<&KeyRecord> {
-        self.spaces.get(&tenant)?.keys.get(key).filter(|record| record.live().is_some())
+        self.spaces.get(&tenant)?.live.get(key)
     }
 }
 
@@ -187,7 +191,9 @@ fn check_form(writer: &Writer, effect: &EffectTxn) -> Result<(), Rejection> {
     if writer.plugin.as_deref() != Some(effect.plugin.as_str()) {
         return invalid("the writer is not the plugin");
     }
-    if effect.ops.len() > limits::EFFECT_OPS_MAX || effect.guards.len() > limits::EFFECT_GUARDS_MAX {
+    let locks = effect.guards.iter().filter(|guard| matches!(guard.guard, Some(GuardKind::Lock(_)))).count();
+    let too_many_guards = locks > limits::EFFECT_LOCK_GUARDS_MAX || effect.guards.len() - locks > limits::EFFECT_GUARDS_MAX;
+    if effect.ops.len() > limits::EFFECT_OPS_MAX || too_many_guards {
         return invalid("it has too many operations or guards");
     }
     for op in &effect.ops {
@@ -198,7 +204,7 @@ fn check_form(writer: &Writer, effect: &EffectTxn) -> Result<(), Rejection> {
         };
         checked.map_err(Rejection::Refused)?;
     }
-    check_ops(&effect.ops).map_err(|error: Error| Rejection::Refused(error))
+    check_ops(&effect.ops).map_err(Rejection::Refused)
 }
 
 fn letters_cost(effect: &EffectTxn) -> u64 {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Row, Table};
+use crate::state::Meta;
+use crate::{Row, Table, table};
 
 /// One change of one key.
 #[derive(Debug, Clone)]
@@ -31,9 +32,10 @@ pub struct TableOp {
 pub struct Effects {
     /// Changes of keys, in order of history.
     pub changes: Vec<Change>,
-    /// Changes of the small tables, to be carried out in order, after or with `changes`, atomically with them. When apply ran at
-    /// all, the first is the `Meta` row of the scalars, kept up to date in place.
-    pub tables: Vec<TableOp>,
+    /// Changes of the small tables but for the scalars, in order.
+    pub(crate) tables: Vec<TableOp>,
+    /// The scalars after the last command.
+    pub(crate) meta: Option<Meta>,
     /// The revision that clients can no longer read below, when a compaction was in the batch.
     pub compacted: Option<u64>,
     /// Bytes of history in `changes` ([`Row::history_bytes`]).
@@ -45,6 +47,19 @@ pub struct Effects {
 }
 
 impl Effects {
+    /// Changes of the small tables, to be carried out in order, after or with `changes`, atomically with them. To be taken once,
+    /// when the batch is through.
+    pub fn take_tables(&mut self) -> Vec<TableOp> {
+        let meta = self.meta.take().map(|meta| TableOp {
+            table: Table::Meta,
+            key: Bytes::from_static(table::META_STATE),
+            value: Some(meta.encode().into()),
+        });
+        let mut ops = std::mem::take(&mut self.tables);
+        ops.extend(meta);
+        ops
+    }
+
     pub(crate) fn set(&mut self, table: Table, key: impl Into<Bytes>, value: impl Into<Bytes>) {
         self.tables.push(TableOp { table, key: key.into(), value: Some(value.into()) });
     }

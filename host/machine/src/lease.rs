@@ -81,6 +81,7 @@ impl Leases {
         }
     }
 
+    /// Of a lease that is there; one that is being revoked is not any more.
     pub(crate) fn detach(&mut self, id: i64, key: &Bytes) {
         if let Some(lease) = self.by_id.get_mut(&id) {
             let was_attached = lease.keys.remove(key);
@@ -98,11 +99,10 @@ impl Leases {
         Some(lease.grant)
     }
 
-    fn remove(&mut self, id: i64) {
-        if let Some(lease) = self.by_id.remove(&id) {
-            assert!(lease.keys.is_empty(), "a lease's keys go before it");
-            self.by_deadline.remove(&(lease.grant.deadline_ms, id));
-        }
+    fn remove(&mut self, id: i64) -> Option<Lease> {
+        let lease = self.by_id.remove(&id)?;
+        self.by_deadline.remove(&(lease.grant.deadline_ms, id));
+        Some(lease)
     }
 }
 
@@ -110,6 +110,11 @@ impl State {
     /// A lease.
     pub fn lease(&self, id: i64) -> Option<LeaseView<'_>> {
         self.leases.by_id.get(&id).map(|lease| view(id, lease))
+    }
+
+    /// How many leases there are.
+    pub fn lease_count(&self) -> usize {
+        self.leases.len()
     }
 
     /// All leases, in order of id.
@@ -137,11 +142,11 @@ impl State {
 
     pub(crate) fn apply_lease_grant(
         &mut self,
-        tenant: u64,
+        writer: &Writer,
         request: &LeaseGrant,
         effects: &mut Effects,
     ) -> Result<Reply, Error> {
-        self.check_space(limits::LEASE_OVERHEAD_BYTES, tenant, effects)?;
+        self.check_space(limits::LEASE_OVERHEAD_BYTES, writer, effects)?;
         if request.id == 0 {
             return Err(Error::LeaseNotFound);
         }
@@ -152,7 +157,7 @@ impl State {
             return Err(Error::LeaseExists);
         }
         let ttl_s = request.ttl_s.max(limits::LEASE_TTL_MIN_S);
-        let grant = Grant { tenant, ttl_s, deadline_ms: deadline(self.cluster_ms(), ttl_s) };
+        let grant = Grant { tenant: writer.tenant, ttl_s, deadline_ms: deadline(self.cluster_ms(), ttl_s) };
         self.leases.insert(request.id, grant);
         effects.set(Table::Lease, key(request.id), grant.encode());
         effects.leases_changed = true;
@@ -205,14 +210,14 @@ impl State {
         Ok(Reply::LeaseRevoke { revision: self.revision(), revoked })
     }
 
-    /// Deletes the lease's keys, in order, in one revision; then the lease.
+    /// Takes the lease away and deletes its keys, in order, in one revision.
     fn revoke(&mut self, id: i64, writer: &Writer, effects: &mut Effects) {
-        let Some(lease) = self.leases.by_id.get(&id) else { return };
-        let (tenant, keys) = (lease.grant.tenant, lease.keys.clone());
+        let Some(lease) = self.leases.remove(id) else { return };
+        let (tenant, keys) = (lease.grant.tenant, lease.keys);
         let writer = Writer { tenant, ..writer.clone() };
         let mut revision = Revision::begin(self, effects, &writer);
         for key in keys {
-            let record = revision.state.spaces.get(&tenant).and_then(|space| space.keys.get(&key));
+            let record = revision.state.spaces.get(&tenant).and_then(|space| space.live.get(&key));
             let row = record.and_then(|record| record.slot.row()).cloned();
             assert!(row.is_some(), "a lease's keys are live");
             if let Some(row) = row {
@@ -220,7 +225,6 @@ impl State {
             }
         }
         revision.end();
-        self.leases.remove(id);
         effects.delete(Table::Lease, key(id));
         effects.leases_changed = true;
     }

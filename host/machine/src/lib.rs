@@ -3,8 +3,8 @@
 //! A [`State`] is driven, it never drives. Three kinds of calls:
 //!
 //! - **Apply**, in the order of the log, by one caller. Before each entry ask [`check_version`]; if it refuses, the node must stop.
-//!   Then [`State::apply`] with the entry's index and term. A batch of commands shares one [`Effects`]; when the batch is through,
-//!   its `changes` and `tables` go to storage as one atomic unit, and the changes to whoever watches. Replies are ready at once but
+//!   Then [`State::apply`] with the entry's [`EntryId`]. A batch of commands shares one [`Effects`]; when the batch is through, its
+//!   `changes` and [`Effects::take_tables`] go to storage as one atomic unit, and the changes to whoever watches. Replies are ready at once but
 //!   for holes ([`Reply::has_holes`]): values of old revisions, to be fetched by [`Reply::fill`] after the lock on the state is
 //!   released.
 //! - **Read**, by anyone under a shared lock: [`State::range`], [`State::range_slice`] for long scans, [`State::read_txn`], leases,
@@ -42,16 +42,15 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{COMMAND_VERSION, UnsupportedCommand, check_version};
+pub use apply::{COMMAND_VERSION, EntryId, UnsupportedCommand, check_version};
 pub use blob::{BlobRecord, Digest};
 pub use codec::FormatError;
 pub use effects::{Change, Effects, TableOp};
 pub use lease::LeaseView;
-pub use mvcc::check::{check_delete_range, check_ops, check_put, check_range, check_txn};
+pub use mvcc::check::{check_delete_range, check_put, check_range, check_txn};
 pub use mvcc::compact::CompactProgress;
 pub use mvcc::range::Slice;
-pub use quota::key_cost;
-pub use registry::{PluginRecord, PluginState, TriggerKind, TriggerRecord, TriggerState, valid_name};
+pub use registry::{PluginRecord, PluginState, TriggerKind, TriggerRecord, TriggerState};
 pub use reply::{
     ByValue, DeleteRangeReply, EffectReply, Item, OpReply, PutReply, RangeReply, Rejection, Reply, TxnReply, ValueSlot,
 };
@@ -59,4 +58,4 @@ pub use restore::Restore;
 pub use rev::{DEFAULT_TENANT, Rev};
 pub use row::Row;
 pub use state::State;
-pub use table::{DeadLetterRecord, Table, blob_chunk_key, dead_letter_key, read_dead_letter_key, trigger_key};
+pub use table::{DeadLetterRecord, Table, blob_chunk_key, read_dead_letter_key};

@@ -11,10 +11,11 @@ use kvasir_api::command::{Alarm, QuotaSet};
 use kvasir_api::etcdserverpb::AlarmType;
 use kvasir_api::{Error, limits};
 
+use crate::mvcc::write::Writer;
 use crate::{Effects, Reply, State, Table, table};
 
 /// What a live key counts.
-pub fn key_cost(key: &[u8], value: &[u8]) -> u64 {
+pub(crate) fn key_cost(key: &[u8], value: &[u8]) -> u64 {
     limits::KEY_OVERHEAD_BYTES + key.len() as u64 + value.len() as u64
 }
 
@@ -30,7 +31,7 @@ impl State {
     }
 
     /// Logical bytes of a tenant's live keys.
-    pub fn tenant_bytes(&self, tenant: u64) -> u64 {
+    pub(crate) fn tenant_bytes(&self, tenant: u64) -> u64 {
         self.spaces.get(&tenant).map_or(0, |space| space.live_bytes)
     }
 
@@ -40,13 +41,8 @@ impl State {
     }
 
     /// How many logical bytes a tenant's live keys may have, if it has a quota of its own.
-    pub fn tenant_quota_bytes(&self, tenant: u64) -> Option<u64> {
+    pub(crate) fn tenant_quota_bytes(&self, tenant: u64) -> Option<u64> {
         self.spaces.get(&tenant).map(|space| space.quota_bytes).filter(|bytes| *bytes > 0)
-    }
-
-    /// Bytes of history between the compact revision and now, about: what watchers can still ask for.
-    pub fn history_bytes(&self) -> u64 {
-        self.meta.total.history_bytes - self.meta.at_compaction.history_bytes
     }
 
     /// Whether NOSPACE stands.
@@ -67,11 +63,12 @@ impl State {
     }
 
     /// As [`State::fits`], in apply: a write that does not fit in all raises the alarm; a tenant's own quota does not.
-    pub(crate) fn check_space(&mut self, bytes: u64, tenant: u64, effects: &mut Effects) -> Result<(), Error> {
-        if self.logical_bytes().saturating_add(bytes) > self.quota_bytes() {
-            self.raise(0, AlarmType::Nospace as i32, effects);
+    /// The alarm is the proposing leader's, one at a time: etcd raises it in the name of a member, too.
+    pub(crate) fn check_space(&mut self, bytes: u64, writer: &Writer, effects: &mut Effects) -> Result<(), Error> {
+        if self.logical_bytes().saturating_add(bytes) > self.quota_bytes() && !self.is_out_of_space() {
+            self.raise(writer.leader, AlarmType::Nospace as i32, effects);
         }
-        self.fits(bytes, tenant)
+        self.fits(bytes, writer.tenant)
     }
 
     pub(crate) fn has_alarm(&self, wanted: AlarmType) -> bool {
@@ -85,13 +82,21 @@ impl State {
     }
 
     pub(crate) fn apply_alarm(&mut self, request: &Alarm, effects: &mut Effects) -> Result<Reply, Error> {
-        let known = AlarmType::try_from(request.alarm).is_ok_and(|alarm| alarm != AlarmType::None);
-        if request.activate && known {
-            self.raise(request.member_id, request.alarm, effects);
-        } else if !request.activate && self.alarms.remove(&(request.member_id, request.alarm)) {
-            effects.delete(Table::Alarm, table::alarm_key(request.member_id, request.alarm));
-        }
-        Ok(Reply::Alarm { revision: self.revision(), alarms: self.alarms.iter().copied().collect() })
+        let known = table::is_known_alarm(request.alarm);
+        let alarm = (request.member_id, request.alarm);
+        let concerned = if request.activate {
+            if known {
+                self.raise(request.member_id, request.alarm, effects);
+            }
+            known
+        } else {
+            let was_raised = self.alarms.remove(&alarm);
+            if was_raised {
+                effects.delete(Table::Alarm, table::alarm_key(request.member_id, request.alarm));
+            }
+            was_raised
+        };
+        Ok(Reply::Alarm { revision: self.revision(), alarm: concerned.then_some(alarm) })
     }
 
     pub(crate) fn apply_quota_set(&mut self, tenant: u64, request: &QuotaSet, effects: &mut Effects) -> Reply {

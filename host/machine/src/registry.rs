@@ -90,6 +90,8 @@ pub struct TriggerRecord {
     pub owner_epoch: u64,
     /// How it stands.
     pub state: TriggerState,
+    /// Effects that landed: each names how many were before it, so that none lands twice.
+    pub sequence: u64,
     /// Parked events.
     pub dead_letters: u64,
 }
@@ -137,7 +139,7 @@ impl Registry {
 }
 
 /// Whether a name is `[a-z0-9-]{1,63}`.
-pub fn valid_name(name: &str) -> bool {
+pub(crate) fn valid_name(name: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&name.len()) && name.bytes().all(known)
 }
@@ -250,11 +252,7 @@ impl State {
         if request.exclusive_create && installed.is_some() {
             return Err(Error::Precondition(format!("plugin {name:?} is installed already: upgrade it instead")));
         }
-        if request.expect_generation != 0 && installed.is_none_or(|plugin| plugin.generation != request.expect_generation) {
-            let found = installed.map_or(0, |plugin| plugin.generation);
-            let wanted = request.expect_generation;
-            return Err(Error::Precondition(format!("plugin {name:?} is at generation {found}, not {wanted}")));
-        }
+        check_generation(name, installed, request.expect_generation)?;
         if installed.is_none() && self.registry.plugins.len() >= limits::PLUGINS_MAX {
             return Err(Error::Exhausted(format!("at most {} plugins can be installed", limits::PLUGINS_MAX)));
         }
@@ -288,6 +286,7 @@ impl State {
                 owner_node: 0,
                 owner_epoch: 0,
                 state: if lost { TriggerState::Lost } else { TriggerState::Active },
+                sequence: 0,
                 dead_letters: 0,
             };
             self.registry.triggers.insert(key.clone(), TriggerEntry { record, letters: BTreeMap::new() });
@@ -321,14 +320,21 @@ impl State {
     }
 
     pub(crate) fn apply_plugin_control(&mut self, request: &PluginControl, effects: &mut Effects) -> Result<Reply, Error> {
-        let action = Action::try_from(request.action)
-            .map_err(|_| Error::Invalid("a plugin can be resumed, paused or quarantined".into()))?;
+        let unknown = || Error::Invalid("action: a plugin can be resumed, paused or quarantined".into());
+        let action = Action::try_from(request.action).map_err(|_| unknown())?;
         let record = self.registry.plugins.get_mut(&request.name).ok_or_else(|| missing(&request.name))?;
-        record.state = match action {
+        check_generation(&request.name, Some(record), request.expect_generation)?;
+        let state = match action {
+            // What its operator stopped does not run, so nothing is left to stop; and only its operator lets it go on.
+            Action::Quarantine if record.state == PluginState::Paused => {
+                return Ok(Reply::Plugin { revision: self.meta.revision, generation: record.generation });
+            }
             Action::Resume => PluginState::Active,
             Action::Pause => PluginState::Paused,
             Action::Quarantine => PluginState::Quarantined,
+            Action::Unspecified => return Err(unknown()),
         };
+        record.state = state;
         record.reason = truncated(&request.reason, limits::DEAD_LETTER_ERROR_BYTES_MAX).to_owned();
         let generation = record.generation;
         effects.set(Table::Plugin, request.name.clone(), record.encode());
@@ -366,6 +372,15 @@ impl State {
 
 fn kind_of(request: &Trigger) -> TriggerKind {
     if request.kind == trigger::Kind::Schedule as i32 { TriggerKind::Schedule } else { TriggerKind::Watch }
+}
+
+/// 0 expects any, and none.
+fn check_generation(name: &str, installed: Option<&PluginRecord>, wanted: u64) -> Result<(), Error> {
+    let found = installed.map_or(0, |plugin| plugin.generation);
+    if wanted == 0 || wanted == found {
+        return Ok(());
+    }
+    Err(Error::Precondition(format!("plugin {name:?} is at generation {found}, not {wanted}")))
 }
 
 fn missing(plugin: &str) -> Error {

@@ -283,12 +283,12 @@ pub enum Reply {
         /// Each lease asked for with its TTL in seconds, 0 when there is no such lease.
         leases: Vec<(i64, i64)>,
     },
-    /// Alarms after the command.
+    /// An alarm was raised or lifted.
     Alarm {
         /// The store's revision.
         revision: u64,
-        /// Every alarm raised: member and etcd's `AlarmType`.
-        alarms: Vec<(u64, i32)>,
+        /// Member and etcd's `AlarmType`: what is raised now, or was until now; `None` when nothing matched.
+        alarm: Option<(u64, i32)>,
     },
     /// A quota was set.
     QuotaSet {

@@ -2,7 +2,6 @@
 //!
 //! **Invariant:** what is restored answers as the state did that wrote the rows, or is refused.
 
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use kvasir_api::limits;
 use crate::codec::FormatError;
 use crate::cursor::letter_bytes;
 use crate::lease::Grant;
-use crate::mvcc::index::KeyRecord;
+use crate::mvcc::index::{KeyRecord, unbury};
 use crate::registry::{PluginRecord, TriggerEntry, TriggerKey, TriggerRecord};
 use crate::state::{Mark, Meta};
 use crate::table::{self, DeadLetterRecord};
@@ -97,35 +96,38 @@ impl Restore {
         }
         self.last = at;
         let space = self.state.spaces.entry(row.tenant).or_default();
-        row.key = Bytes::copy_from_slice(&row.key);
-        match space.keys.entry(row.key.clone()) {
-            Entry::Vacant(vacant) => {
-                let row = Arc::new(row);
-                self.state.trim.note(&row);
-                let mut record = KeyRecord::new(Arc::clone(&row));
-                if row.tombstone {
-                    record.slot = crate::mvcc::index::Slot::Disk;
-                }
-                vacant.insert(record);
+        if let Some(record) = space.live.get_mut(&row.key) {
+            if row.prev != Some(record.head.rev) {
+                return Err(wrong("it does not replace the version before it"));
             }
-            Entry::Occupied(mut occupied) => {
-                let record = occupied.get_mut();
-                let before = record.head;
-                // Versions share their key.
-                row.key = record.slot.row().map_or(row.key, |before| before.key.clone());
-                if row.prev != (!before.tombstone).then_some(before.rev) {
-                    return Err(wrong("it does not replace the version before it"));
-                }
-                let continues = row.tombstone || before.tombstone || {
-                    row.version == before.version + 1 && row.create_revision == before.create_revision
-                };
-                if !continues {
-                    return Err(wrong("it does not continue its generation"));
-                }
-                let row = Arc::new(row);
-                self.state.trim.note(&row);
-                record.push(row);
+            let generation = (record.head.version + 1, record.head.create_revision);
+            if !row.tombstone && (row.version, row.create_revision) != generation {
+                return Err(wrong("it does not continue its generation"));
             }
+            // Versions share their key.
+            row.key = record.slot.row().map_or(row.key, |before| before.key.clone());
+            let row = Arc::new(row);
+            self.state.trim.note(&row);
+            if row.tombstone {
+                space.bury(row)
+            } else {
+                record.push(row)
+            }
+            return Ok(());
+        }
+        let buried = unbury(&mut space.dead, &row.key);
+        if buried.is_some() && row.prev.is_some() {
+            return Err(wrong("it does not replace the version before it"));
+        }
+        let (key, record) = buried.map_or((None, None), |(key, record)| (Some(key), Some(record)));
+        row.key = key.unwrap_or_else(|| Bytes::copy_from_slice(&row.key));
+        let row = Arc::new(row);
+        self.state.trim.note(&row);
+        if row.tombstone {
+            // The versions that it ends were trimmed before it.
+            space.dead.insert(row.key.clone(), KeyRecord::new(row));
+        } else {
+            space.insert(record, row);
         }
         Ok(())
     }
@@ -149,9 +151,8 @@ impl Restore {
             return invalid("history mark", "it is higher than the totals");
         }
         for (tenant, space) in &mut state.spaces {
-            for (key, record) in &space.keys {
+            for (key, record) in &space.live {
                 let Some(row) = record.slot.row() else { continue };
-                space.live_keys += 1;
                 space.live_bytes += quota::key_cost(key, &row.value);
                 if row.lease != 0 && !state.leases.is_held_by(row.lease, *tenant) {
                     return Err(FormatError::History { at: row.rev, why: "its lease does not exist" });

@@ -154,6 +154,9 @@ impl Row {
         if !tombstone && (version == 1) != prev.is_none() {
             return Err(input.invalid("its version does not fit what it replaces"));
         }
+        if version == 1 && create_revision != rev.main {
+            return Err(input.invalid("it is a first version and was created before"));
+        }
         let value = input.rest();
         if tombstone && !value.is_empty() {
             return Err(FormatError::Invalid { what: WHAT, why: "a tombstone has a value" });

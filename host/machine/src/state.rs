@@ -126,10 +126,10 @@ impl State {
 
     /// Live keys of a tenant.
     pub fn live_keys(&self, tenant: u64) -> u64 {
-        self.spaces.get(&tenant).map_or(0, |space| space.live_keys)
+        self.spaces.get(&tenant).map_or(0, |space| space.live.len() as u64)
     }
 
-    /// Raised alarms: member (0: raised by apply) and etcd's `AlarmType`.
+    /// Raised alarms: member and etcd's `AlarmType`. When a write does not fit the quota, the member is the leader that proposed it.
     pub fn alarms(&self) -> impl Iterator<Item = (u64, AlarmType)> {
         self.alarms.iter().filter_map(|(member, alarm)| Some((*member, AlarmType::try_from(*alarm).ok()?)))
     }

@@ -13,7 +13,7 @@
 //! | `Meta` | `quota/` be64 tenant | u64 quota bytes |
 //! | `Lease` | be64 id (two's complement) | varint tenant, varint TTL s, varint deadline (cluster ms) |
 //! | `Plugin` | name | bytes digest (32), bytes manifest, varint generation, byte state, text reason |
-//! | `Trigger` | plugin `0x00` trigger `0x00` be32 partition | byte kind, bytes key, bytes range end, byte self events, varint cursor main, varint cursor sub, varint owner node, varint owner epoch, byte state |
+//! | `Trigger` | plugin `0x00` trigger `0x00` be32 partition | byte kind, bytes key, bytes range end, byte self events, varint cursor main, varint cursor sub, varint owner node, varint owner epoch, byte state, varint effects that landed |
 //! | `Blob` | digest (32) | varint total bytes, varint chunks, varint received, varint bytes received, varint index of the first piece's entry |
 //! | `BlobChunk` | digest (32) be32 chunk | the piece itself, no version byte: `Blob`'s version covers it |
 //! | `DeadLetter` | plugin `0x00` trigger `0x00` be32 partition be64 main be32 sub | bytes key, text error, varint attempts |
@@ -25,6 +25,7 @@
 //! **Invariant:** a value reads back as it was written, and nothing else is accepted.
 
 use bytes::Bytes;
+use kvasir_api::etcdserverpb::AlarmType;
 use kvasir_api::limits;
 
 use crate::Rev;
@@ -130,7 +131,7 @@ fn numbered(what: &'static str, prefix: &[u8], key: &[u8]) -> Result<u64, Format
 }
 
 /// Key of a trigger's row, and the prefix of its dead letters' keys.
-pub fn trigger_key(plugin: &str, trigger: &str, partition: u32) -> Vec<u8> {
+pub(crate) fn trigger_key(plugin: &str, trigger: &str, partition: u32) -> Vec<u8> {
     let mut key = Vec::with_capacity(plugin.len() + trigger.len() + 6);
     key.extend_from_slice(plugin.as_bytes());
     key.push(NAME_END);
@@ -141,7 +142,7 @@ pub fn trigger_key(plugin: &str, trigger: &str, partition: u32) -> Vec<u8> {
 }
 
 /// Key of a dead letter's row.
-pub fn dead_letter_key(plugin: &str, trigger: &str, partition: u32, at: Rev) -> Vec<u8> {
+pub(crate) fn dead_letter_key(plugin: &str, trigger: &str, partition: u32, at: Rev) -> Vec<u8> {
     let mut key = trigger_key(plugin, trigger, partition);
     key.extend_from_slice(&at.to_key());
     key
@@ -174,7 +175,10 @@ pub(crate) fn read_digest(what: &'static str, key: &[u8]) -> Result<Digest, Form
 }
 
 pub(crate) fn read_lease_key(key: &[u8]) -> Result<i64, FormatError> {
-    Ok(numbered("lease", b"", key)? as i64)
+    match numbered("lease", b"", key)? as i64 {
+        0 => Err(FormatError::Invalid { what: "lease", why: "its id is 0" }),
+        id => Ok(id),
+    }
 }
 
 pub(crate) fn read_mark_key(key: &[u8]) -> Result<u64, FormatError> {
@@ -188,8 +192,16 @@ pub(crate) fn read_quota_key(key: &[u8]) -> Result<u64, FormatError> {
 pub(crate) fn read_alarm_key(key: &[u8]) -> Result<(u64, i32), FormatError> {
     let wrong = FormatError::Invalid { what: "alarm", why: "its key is malformed" };
     let (member, alarm) = key.split_first_chunk::<8>().ok_or(wrong.clone())?;
-    let alarm = alarm.try_into().map_err(|_| wrong)?;
-    Ok((u64::from_be_bytes(*member), i32::from_be_bytes(alarm)))
+    let alarm = i32::from_be_bytes(alarm.try_into().map_err(|_| wrong)?);
+    if !is_known_alarm(alarm) {
+        return Err(FormatError::Invalid { what: "alarm", why: "its kind is unknown" });
+    }
+    Ok((u64::from_be_bytes(*member), alarm))
+}
+
+/// Whether an alarm can be raised: every kind but `NONE`.
+pub(crate) fn is_known_alarm(alarm: i32) -> bool {
+    AlarmType::try_from(alarm).is_ok_and(|alarm| alarm != AlarmType::None)
 }
 
 pub(crate) fn encode_alarm() -> Bytes {
@@ -209,6 +221,9 @@ pub(crate) fn encode_quota(bytes: u64) -> Vec<u8> {
 pub(crate) fn decode_quota(value: &Bytes) -> Result<u64, FormatError> {
     let mut input = Reader::new("quota", FORMAT, value)?;
     let bytes = input.fixed64()?;
+    if bytes == 0 {
+        return Err(input.invalid("it is 0: no quota has no row"));
+    }
     input.end()?;
     Ok(bytes)
 }
@@ -293,7 +308,10 @@ impl Grant {
     pub(crate) fn decode(value: &Bytes) -> Result<Self, FormatError> {
         let mut input = Reader::new("lease", FORMAT, value)?;
         let tenant = input.varint()?;
-        let ttl_s = i64::try_from(input.varint()?).map_err(|_| input.invalid("its TTL is too large"))?;
+        let ttl_s = i64::try_from(input.varint()?).unwrap_or(i64::MAX);
+        if !(limits::LEASE_TTL_MIN_S..=limits::LEASE_TTL_MAX_S).contains(&ttl_s) {
+            return Err(input.invalid("its TTL is never granted"));
+        }
         let deadline_ms = input.varint()?;
         input.end()?;
         Ok(Self { tenant, ttl_s, deadline_ms })
@@ -353,6 +371,7 @@ impl TriggerRecord {
             TriggerState::Lost => 1,
             TriggerState::Halted => 2,
         });
+        out.varint(self.sequence);
         out.finish()
     }
 
@@ -380,8 +399,17 @@ impl TriggerRecord {
                 2 => TriggerState::Halted,
                 _ => return Err(input.invalid("its state is unknown")),
             },
+            sequence: input.varint()?,
             dead_letters: 0,
         };
+        let fits = match record.kind {
+            TriggerKind::Watch => !record.key.is_empty() && record.cursor.main > 0,
+            TriggerKind::Schedule => record.cursor == Rev::default() && record.state == TriggerState::Active,
+        };
+        // Room to count on.
+        if !fits || record.sequence > i64::MAX as u64 {
+            return Err(input.invalid("its fields contradict each other"));
+        }
         input.end()?;
         Ok(record)
     }
@@ -405,13 +433,13 @@ impl BlobRecord {
         let received = input.varint32()?;
         let received_bytes = input.varint()?;
         let began_at = input.varint()?;
-        let sized = total_bytes <= limits::COMPONENT_BYTES_MAX
-            && u64::from(chunks) == total_bytes.div_ceil(limits::BLOB_CHUNK_BYTES as u64);
-        if !sized
-            || received > chunks
-            || received_bytes > total_bytes
-            || (received == chunks) != (received_bytes == total_bytes)
-        {
+        let chunk_bytes = limits::BLOB_CHUNK_BYTES as u64;
+        let sized =
+            (1..=limits::COMPONENT_BYTES_MAX).contains(&total_bytes) && u64::from(chunks) == total_bytes.div_ceil(chunk_bytes);
+        // The row is there from the first piece on; every piece but the last is whole.
+        let received_fits =
+            (1..=chunks).contains(&received) && received_bytes == (u64::from(received) * chunk_bytes).min(total_bytes);
+        if !sized || !received_fits {
             return Err(input.invalid("its numbers contradict each other"));
         }
         input.end()?;

@@ -189,8 +189,17 @@ impl Active {
         Counters::add(&self.counters.quarantined, 1);
         self.board.log.host(source, "error", &format!("quarantined: {reason}"));
         tracing::warn!(plugin = self.name, reason, "plugin quarantined");
-        let control = PluginControl { name: self.name.clone(), action: Action::Quarantine.into(), reason: reason.to_owned() };
+        let control = PluginControl {
+            name: self.name.clone(),
+            action: Action::Quarantine.into(),
+            reason: reason.to_owned(),
+            expect_generation: self.generation,
+        };
         while let Err(error) = self.store.control(control.clone()).await {
+            if matches!(error, kvasir_api::Error::Precondition(_) | kvasir_api::Error::Missing(_)) {
+                tracing::debug!(plugin = self.name, %error, "this generation is over; there is nothing left to quarantine");
+                break;
+            }
             tracing::warn!(plugin = self.name, %error, "the quarantine is not recorded yet");
             if self.sleep_on_trouble().await == Wait::Cancelled {
                 return;

@@ -306,7 +306,8 @@ impl PluginHost {
 
     async fn control(&self, name: &str, action: Action, reason: &str) -> Result<(), Error> {
         self.record(name)?;
-        self.store().control(PluginControl { name: name.to_owned(), action: action.into(), reason: reason.to_owned() }).await
+        let (name, reason) = (name.to_owned(), reason.to_owned());
+        self.store().control(PluginControl { name, action: action.into(), reason, expect_generation: 0 }).await
     }
 
     /// Counters and gauges for `/metrics`.

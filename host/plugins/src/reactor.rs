@@ -1,7 +1,8 @@
 //! Runs a watch trigger: history from the cursor, a fresh instance for each batch, and one entry for what it did and the cursor.
 //!
-//! Exactly once: the entry names the generation, the owner epoch and the cursor it starts from, and apply checks all three. Whatever
-//! this runner does twice, after a crash, a timeout or a lost reply, at most one of the two lands.
+//! Exactly once: the entry names the generation, the owner epoch, the cursor it starts from and how many effects landed before it,
+//! and apply checks all four. Whatever this runner does twice, after a crash, a timeout or a lost reply, at most one of the two
+//! lands.
 //!
 //! **Invariant:** the local position runs ahead of the replicated cursor only over changes that had no effect.
 
@@ -153,10 +154,7 @@ impl Reactor {
         let batch =
             match self.active.store.history(self.position, &self.keys, tenant, max_events, max_bytes, self.watch.prev).await {
                 Ok(batch) => batch,
-                Err(Error::Compacted) => {
-                    self.resync = Some(self.scan());
-                    return Next::Go;
-                }
+                // `Compacted` among them: the record that is read next says that the trigger is lost.
                 Err(error) => return self.trouble(&error.to_string()).await,
             };
         let plan = Plan::choose(&self.watch, &self.active.name, batch);
@@ -240,7 +238,8 @@ impl Reactor {
     ) -> Landed {
         self.active.advancer.cancel(&self.active.name, &self.id);
         // A move of the idle cursor may have landed meanwhile.
-        let expect = self.record().map_or(record.cursor, |record| record.cursor);
+        let (expect, sequence) =
+            self.record().map_or((record.cursor, record.sequence), |record| (record.cursor, record.sequence));
         let effect = EffectTxn {
             plugin: self.active.name.clone(),
             trigger: self.id.clone(),
@@ -252,6 +251,7 @@ impl Reactor {
             guards: writes.guards,
             ops: writes.ops,
             dead_letters,
+            sequence,
         };
         let caller = self.active.caller(depth);
         match self.active.store.effect(effect, caller.origin, caller.tenant).await {
@@ -285,7 +285,7 @@ impl Reactor {
             Err(error @ (Error::RequestTooLarge | Error::Invalid(_) | Error::PermissionDenied)) => {
                 Landed::Refused(format!("its effect cannot be proposed: {error}"))
             }
-            // Whether it landed is not known. The cursor will tell: the same effect cannot land twice.
+            // Whether it landed is not known. The fresh epoch that the reload takes ends its chance; cursor and sequence then tell.
             Err(error) => match self.trouble(&error.to_string()).await {
                 Next::Go => Landed::Next(Next::Reload),
                 next => Landed::Next(next),

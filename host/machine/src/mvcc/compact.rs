@@ -58,11 +58,26 @@ impl Trim {
         }
     }
 
-    fn next(&mut self, floor: u64) -> Option<Note> {
+    /// The queue whose front the floor has passed.
+    fn due(&mut self, floor: u64) -> Option<&mut VecDeque<Note>> {
         if self.replaced.front().is_some_and(|note| note.main <= floor) {
-            return self.replaced.pop_front();
+            return Some(&mut self.replaced);
         }
-        if self.tombstones.front().is_some_and(|note| note.main < floor) { self.tombstones.pop_front() } else { None }
+        if self.tombstones.front().is_some_and(|note| note.main < floor) { Some(&mut self.tombstones) } else { None }
+    }
+}
+
+#[cfg(test)]
+impl Trim {
+    pub(crate) fn capacity(&self) -> usize {
+        self.replaced.capacity() + self.tombstones.capacity()
+    }
+}
+
+/// Gives memory back that a queue does not need any more, now and then.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    if queue.len() < queue.capacity() / 4 {
+        queue.shrink_to(queue.len() * 2);
     }
 }
 
@@ -74,34 +89,49 @@ impl State {
         self.registry.holding_cursors().map(|cursor| cursor.main).fold(compacted, u64::min)
     }
 
-    /// Forgets what nobody at or above the retention floor needs, at most `keys_max` keys of it, and returns the rows that may be
-    /// deleted from history. To be called until `progress.done`, after a compaction and after cursors moved. Local: does not change
+    /// Forgets what nobody at or above the retention floor needs, at most `versions_max` versions of `keys_max` keys, and returns the
+    /// rows that may be deleted from history. To be called until `progress.done`, after a compaction and after cursors moved. Local: does not change
     /// what any reply says. See the module's contract on the order of deletion.
-    pub fn compact_slice(&mut self, progress: &mut CompactProgress, keys_max: usize) -> Vec<Rev> {
+    pub fn compact_slice(&mut self, progress: &mut CompactProgress, keys_max: usize, versions_max: usize) -> Vec<Rev> {
         let floor = self.retention_floor();
         assert!(floor >= self.trim.floor, "the retention floor never goes back");
         self.trim.floor = floor;
         *progress = CompactProgress { floor, done: false };
         let mut dropped = Vec::new();
         for _ in 0..keys_max {
-            let Some(note) = self.trim.next(floor) else {
+            let Some(queue) = self.trim.due(floor) else {
                 progress.done = true;
                 break;
             };
+            let Some(note) = queue.pop_front() else { break };
+            let versions_left = versions_max.max(1) - dropped.len();
             let Some(space) = self.spaces.get_mut(&note.tenant) else { continue };
-            let Some(record) = space.keys.get_mut(&note.key) else { continue };
+            // What is noted as a tombstone may live again meanwhile.
+            let record = match space.dead.get_mut(&note.key) {
+                Some(record) => Some(record),
+                None => space.live.get_mut(&note.key),
+            };
+            let Some(record) = record else { continue };
             let droppable = record.droppable(floor);
-            let older = droppable.min(record.older.len());
+            let older = droppable.min(record.older.len()).min(versions_left);
             dropped.extend(record.older.drain(..older).map(|version| version.rev));
-            if record.older.is_empty() {
-                record.older = Vec::new();
+            shrink(&mut record.older);
+            if droppable > versions_left {
+                // The rest of it comes first in the next slice.
+                queue.push_front(note);
+                break;
             }
             if droppable > older {
                 assert!(record.head.tombstone, "a live key is never trimmed");
                 dropped.push(record.head.rev);
-                space.keys.remove(&note.key);
+                space.dead.remove(&note.key);
+            }
+            if dropped.len() >= versions_max.max(1) {
+                break;
             }
         }
+        shrink(&mut self.trim.replaced);
+        shrink(&mut self.trim.tombstones);
         dropped
     }
 

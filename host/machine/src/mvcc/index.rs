@@ -1,8 +1,12 @@
 //! The ordered index: every key of a tenant with its versions, and the current values. Touches nothing else.
 //!
-//! **Invariant:** a key's versions ascend; only a version that is not current may be missing from the front.
+//! Live keys and deleted ones are apart, so that what looks at the present is bounded by what is live: how many deleted keys are
+//! still there is a matter of trimming, which each replica does at its own pace.
+//!
+//! **Invariant:** a key's versions ascend; only a version that is not current may be missing from the front. A key is in exactly
+//! one of the two maps, and in `live` if and only if its current version is no tombstone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -17,6 +21,7 @@ pub(crate) struct Version {
     pub(crate) create_revision: u64,
     pub(crate) version: u64,
     pub(crate) lease: i64,
+    pub(crate) value_bytes: u32,
     pub(crate) tombstone: bool,
 }
 
@@ -27,6 +32,7 @@ impl Version {
             create_revision: row.create_revision,
             version: row.version,
             lease: row.lease,
+            value_bytes: u32::try_from(row.value.len()).unwrap_or(u32::MAX),
             tombstone: row.tombstone,
         }
     }
@@ -42,6 +48,10 @@ pub(crate) enum Slot {
 }
 
 impl Slot {
+    fn of(row: Arc<Row>) -> Self {
+        if row.tombstone { Self::Disk } else { Self::Memory(row) }
+    }
+
     pub(crate) fn row(&self) -> Option<&Arc<Row>> {
         match self {
             Self::Memory(row) => Some(row),
@@ -55,12 +65,12 @@ impl Slot {
 pub(crate) struct KeyRecord {
     pub(crate) head: Version,
     pub(crate) slot: Slot,
-    pub(crate) older: Vec<Version>,
+    pub(crate) older: VecDeque<Version>,
 }
 
 impl KeyRecord {
     pub(crate) fn new(row: Arc<Row>) -> Self {
-        Self { head: Version::of(&row), slot: Slot::Memory(row), older: Vec::new() }
+        Self { head: Version::of(&row), slot: Slot::of(row), older: VecDeque::new() }
     }
 
     /// The live version that was current at `main`, with its row if memory has it.
@@ -74,17 +84,12 @@ impl KeyRecord {
         (!version.tombstone).then_some((version, row))
     }
 
-    /// The current version if it is live.
-    pub(crate) fn live(&self) -> Option<&Version> {
-        (!self.head.tombstone).then_some(&self.head)
-    }
-
     /// Makes `row` current.
     pub(crate) fn push(&mut self, row: Arc<Row>) {
         assert!(row.rev > self.head.rev, "history only grows");
-        self.older.push(self.head);
+        self.older.push_back(self.head);
         self.head = Version::of(&row);
-        self.slot = if row.tombstone { Slot::Disk } else { Slot::Memory(row) };
+        self.slot = Slot::of(row);
     }
 
     /// How many versions, from the oldest, nobody needs who reads at `floor` or later: all before the last one at or below it,
@@ -113,8 +118,9 @@ impl KeyRecord {
 /// One tenant's keys.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    pub(crate) keys: BTreeMap<Bytes, KeyRecord>,
-    pub(crate) live_keys: u64,
+    pub(crate) live: BTreeMap<Bytes, KeyRecord>,
+    /// Deleted keys whose history is not trimmed yet.
+    pub(crate) dead: BTreeMap<Bytes, KeyRecord>,
     /// Live keys in logical bytes.
     pub(crate) live_bytes: u64,
     /// 0: none of its own.
@@ -142,16 +148,124 @@ impl<'a> Span<'a> {
     }
 }
 
+/// Keys of a map in order, or against it.
+enum Side<'a> {
+    Up(btree_map::Range<'a, Bytes, KeyRecord>),
+    Down(std::iter::Rev<btree_map::Range<'a, Bytes, KeyRecord>>),
+}
+
+impl<'a> Side<'a> {
+    fn new(keys: &'a BTreeMap<Bytes, KeyRecord>, bounds: (Bound<&[u8]>, Bound<&[u8]>), descend: bool) -> Self {
+        let range = keys.range::<[u8], _>(bounds);
+        if descend { Self::Down(range.rev()) } else { Self::Up(range) }
+    }
+
+    fn next(&mut self) -> Option<(&'a Bytes, &'a KeyRecord)> {
+        match self {
+            Self::Up(keys) => keys.next(),
+            Self::Down(keys) => keys.next(),
+        }
+    }
+}
+
+/// The keys of a range.
+pub(crate) enum Scan<'a> {
+    /// At most one.
+    One(Option<(&'a Bytes, &'a KeyRecord)>),
+    /// Live ones.
+    Live(LiveScan<'a>),
+    /// Live and dead ones, merged.
+    All(AllScan<'a>),
+}
+
+pub(crate) struct LiveScan<'a>(Side<'a>);
+
+pub(crate) struct AllScan<'a> {
+    live: Side<'a>,
+    dead: Side<'a>,
+    next_live: Option<(&'a Bytes, &'a KeyRecord)>,
+    next_dead: Option<(&'a Bytes, &'a KeyRecord)>,
+    descend: bool,
+}
+
+impl<'a> Iterator for Scan<'a> {
+    type Item = (&'a Bytes, &'a KeyRecord);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::One(found) => found.take(),
+            Self::Live(LiveScan(side)) => side.next(),
+            Self::All(scan) => {
+                let live_first = match (scan.next_live, scan.next_dead) {
+                    (Some((live, _)), Some((dead, _))) => (live < dead) != scan.descend,
+                    (live, _) => live.is_some(),
+                };
+                let (side, next) =
+                    if live_first { (&mut scan.live, &mut scan.next_live) } else { (&mut scan.dead, &mut scan.next_dead) };
+                std::mem::replace(next, side.next())
+            }
+        }
+    }
+}
+
 impl Space {
-    /// The keys of a range in order, dead ones too.
-    pub(crate) fn range<'a>(&'a self, span: Span<'_>) -> impl DoubleEndedIterator<Item = (&'a Bytes, &'a KeyRecord)> {
-        let bounds = match span {
-            Span::Key(key) => Some((Bound::Included(key), Bound::Included(key))),
-            // The map panics on a range that ends before it begins; here it is just empty.
-            Span::Between(key, end) if end <= key => None,
-            Span::Between(key, end) => Some((Bound::Included(key), Bound::Excluded(end))),
-            Span::From(key) => Some((Bound::Included(key), Bound::Unbounded)),
+    /// The live keys of a range, in order or against it.
+    pub(crate) fn scan_live<'a>(&'a self, span: Span<'_>, descend: bool) -> Scan<'a> {
+        match bounds(span) {
+            Err(key) => Scan::One(self.live.get_key_value(key)),
+            Ok(None) => Scan::One(None),
+            Ok(Some(bounds)) => Scan::Live(LiveScan(Side::new(&self.live, bounds, descend))),
+        }
+    }
+
+    /// The keys of a range, dead ones too, in order or against it.
+    pub(crate) fn scan_all<'a>(&'a self, span: Span<'_>, descend: bool) -> Scan<'a> {
+        match bounds(span) {
+            Err(key) => Scan::One(self.live.get_key_value(key).or_else(|| self.dead.get_key_value(key))),
+            Ok(None) => Scan::One(None),
+            Ok(Some(bounds)) => {
+                let (mut live, mut dead) = (Side::new(&self.live, bounds, descend), Side::new(&self.dead, bounds, descend));
+                let (next_live, next_dead) = (live.next(), dead.next());
+                Scan::All(AllScan { live, dead, next_live, next_dead, descend })
+            }
+        }
+    }
+
+    /// Takes the first row of a key that is not live, and what [`unbury`] gave of the key.
+    pub(crate) fn insert(&mut self, buried: Option<KeyRecord>, row: Arc<Row>) {
+        let key = row.key.clone();
+        let record = match buried {
+            Some(mut record) => {
+                record.push(row);
+                record
+            }
+            None => KeyRecord::new(row),
         };
-        bounds.into_iter().flat_map(|bounds| self.keys.range::<[u8], _>(bounds))
+        self.live.insert(key, record);
+    }
+
+    /// Takes the tombstone of a live key.
+    pub(crate) fn bury(&mut self, tombstone: Arc<Row>) {
+        let Some((key, mut record)) = self.live.remove_entry(&tombstone.key) else { return };
+        assert!(Some(record.head.rev) == tombstone.prev, "only the current version can be deleted");
+        record.push(tombstone);
+        self.dead.insert(key, record);
+    }
+}
+
+/// Takes a key out of the dead ones; the key is shared by whatever row comes next.
+pub(crate) fn unbury(dead: &mut BTreeMap<Bytes, KeyRecord>, key: &[u8]) -> Option<(Bytes, KeyRecord)> {
+    if dead.is_empty() { None } else { dead.remove_entry(key) }
+}
+
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// What the maps take: one key as the error, nothing for a range that ends before it begins (on which they panic).
+fn bounds(span: Span<'_>) -> Result<Option<Bounds<'_>>, &[u8]> {
+    match span {
+        Span::Key(key) => Err(key),
+        Span::Between(key, end) if end <= key => Ok(None),
+        Span::Between(key, end) => Ok(Some((Bound::Included(key), Bound::Excluded(end)))),
+        Span::From(key) => Ok(Some((Bound::Included(key), Bound::Unbounded))),
     }
 }

@@ -11,7 +11,7 @@ use kvasir_api::etcdserverpb::RangeRequest;
 use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 
 use crate::mvcc::check::check_range;
-use crate::mvcc::index::{KeyRecord, Space, Span, Version};
+use crate::mvcc::index::{Space, Span, Version};
 use crate::reply::{ByValue, Item, RangeReply, ValueSlot};
 use crate::{Row, State};
 
@@ -25,9 +25,9 @@ pub struct Slice {
 }
 
 #[derive(Clone, Copy)]
-struct Found<'a> {
-    key: &'a Bytes,
-    version: &'a Version,
+pub(crate) struct Found<'a> {
+    pub(crate) key: &'a Bytes,
+    pub(crate) version: &'a Version,
     row: Option<&'a Arc<Row>>,
 }
 
@@ -67,7 +67,7 @@ impl State {
     ///
     /// # Errors
     /// It is compacted, or not there yet.
-    pub fn check_revision(&self, revision: i64) -> Result<(), Error> {
+    pub(crate) fn check_revision(&self, revision: i64) -> Result<(), Error> {
         match u64::try_from(revision) {
             Ok(revision) if revision > self.revision() => Err(Error::FutureRevision),
             Ok(revision) if revision > 0 && revision < self.compact_revision() => Err(Error::Compacted),
@@ -105,7 +105,8 @@ impl State {
             (Some(next), Span::From(_)) => Span::From(next),
             (None, span) => span,
         };
-        for (looked_at, (key, record)) in space.range(span).enumerate() {
+        let keys = if main >= self.revision() { space.scan_live(span, false) } else { space.scan_all(span, false) };
+        for (looked_at, (key, record)) in keys.enumerate() {
             if looked_at >= keys_max.max(1) {
                 slice.more = last.cloned();
                 break;
@@ -133,68 +134,63 @@ impl State {
         let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
         let limit = usize::try_from(request.limit).unwrap_or(0);
         if target == SortTarget::Key && !has_filters(request) {
-            if order == SortOrder::Descend {
-                take_in_order(space.range(span).rev(), main, limit, request.keys_only, &mut reply);
-            } else {
-                take_in_order(space.range(span), main, limit, request.keys_only, &mut reply);
-            }
+            take_in_order(space.at(span, main, current, order == SortOrder::Descend), limit, request.keys_only, &mut reply);
         } else {
-            self.take_sorted(space, span, main, request, (order, target), limit, &mut reply);
+            take_sorted(space.at(span, main, current, false), request, (order, target), limit, &mut reply);
         }
         reply
     }
+}
 
-    #[allow(clippy::too_many_arguments, reason = "the one caller has taken the request apart already")]
-    fn take_sorted(
-        &self,
-        space: &Space,
+impl Space {
+    /// What was live at `main`; `current` is the revision of the newest change.
+    pub(crate) fn at<'a>(
+        &'a self,
         span: Span<'_>,
         main: u64,
-        request: &RangeRequest,
-        (order, target): (SortOrder, SortTarget),
-        limit: usize,
-        reply: &mut RangeReply,
-    ) {
-        let mut found: Vec<Found<'_>> = space
-            .range(span)
-            .filter_map(|(key, record)| {
-                let (version, row) = record.at(main)?;
-                reply.count += 1;
-                passes(request, version).then_some(Found { key, version, row })
-            })
-            .collect();
-        if target == SortTarget::Value && found.iter().any(|found| found.row.is_none()) {
-            reply.by_value = Some(ByValue { descend: order == SortOrder::Descend, limit, keys_only: request.keys_only });
-            reply.items = found.into_iter().map(|found| found.item(false)).collect();
-            return;
-        }
-        // A target other than the key without an order means ascending; equal ones stay in order of key.
-        let by_target = |a: &Found<'_>, b: &Found<'_>| compare(target, a, b);
-        match order {
-            SortOrder::Descend => found.sort_by(|a, b| by_target(b, a)),
-            _ => found.sort_by(by_target),
-        }
-        if limit > 0 && found.len() > limit {
-            found.truncate(limit);
-            reply.more = true;
-        }
-        reply.items = found.into_iter().map(|found| found.item(request.keys_only)).collect();
+        current: u64,
+        descend: bool,
+    ) -> impl Iterator<Item = Found<'a>> + use<'a> {
+        let keys = if main >= current { self.scan_live(span, descend) } else { self.scan_all(span, descend) };
+        keys.filter_map(move |(key, record)| {
+            let (version, row) = record.at(main)?;
+            Some(Found { key, version, row })
+        })
     }
 }
 
-/// Takes the first `limit` (0: all) and counts the rest.
-fn take_in_order<'a>(
-    keys: impl Iterator<Item = (&'a Bytes, &'a KeyRecord)>,
-    main: u64,
+fn take_sorted<'a>(
+    keys: impl Iterator<Item = Found<'a>>,
+    request: &RangeRequest,
+    (order, target): (SortOrder, SortTarget),
     limit: usize,
-    keys_only: bool,
     reply: &mut RangeReply,
 ) {
-    for (key, record) in keys {
-        let Some((version, row)) = record.at(main) else { continue };
+    let mut found: Vec<Found<'_>> = keys.inspect(|_| reply.count += 1).filter(|found| passes(request, found.version)).collect();
+    if target == SortTarget::Value && found.iter().any(|found| found.row.is_none()) {
+        reply.by_value = Some(ByValue { descend: order == SortOrder::Descend, limit, keys_only: request.keys_only });
+        reply.items = found.into_iter().map(|found| found.item(false)).collect();
+        return;
+    }
+    // A target other than the key without an order means ascending; equal ones stay in order of key.
+    let by_target = |a: &Found<'_>, b: &Found<'_>| compare(target, a, b);
+    match order {
+        SortOrder::Descend => found.sort_by(|a, b| by_target(b, a)),
+        _ => found.sort_by(by_target),
+    }
+    if limit > 0 && found.len() > limit {
+        found.truncate(limit);
+        reply.more = true;
+    }
+    reply.items = found.into_iter().map(|found| found.item(request.keys_only)).collect();
+}
+
+/// Takes the first `limit` (0: all) and counts the rest.
+fn take_in_order<'a>(keys: impl Iterator<Item = Found<'a>>, limit: usize, keys_only: bool, reply: &mut RangeReply) {
+    for found in keys {
         reply.count += 1;
         if limit == 0 || reply.items.len() < limit {
-            reply.items.push(Found { key, version, row }.item(keys_only));
+            reply.items.push(found.item(keys_only));
         } else {
             reply.more = true;
         }
@@ -202,11 +198,8 @@ fn take_in_order<'a>(
 }
 
 fn count(space: &Space, span: Span<'_>, main: u64, current: u64) -> u64 {
-    let everything = matches!(span, Span::From(key) if space.keys.first_key_value().is_none_or(|(first, _)| key <= &first[..]));
-    if everything && main == current {
-        return space.live_keys;
-    }
-    space.range(span).filter(|(_, record)| record.at(main).is_some()).count() as u64
+    let everything = matches!(span, Span::From(key) if space.live.first_key_value().is_none_or(|(first, _)| key <= &first[..]));
+    if everything && main >= current { space.live.len() as u64 } else { space.at(span, main, current, false).count() as u64 }
 }
 
 fn has_filters(request: &RangeRequest) -> bool {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
 use kvasir_api::limits;
 
-use crate::mvcc::index::{KeyRecord, Span};
+use crate::mvcc::index::{Span, unbury};
 use crate::reply::{DeleteRangeReply, Item, PutReply};
 use crate::state::Mark;
 use crate::{Change, Effects, Rev, Row, State, Table, quota, table};
@@ -20,13 +20,28 @@ pub(crate) struct Revision<'a> {
     tenant: u64,
     origin_plugin: Option<Arc<str>>,
     origin_depth: u32,
+    command_bytes: usize,
+    wants_reply: bool,
     next: Rev,
 }
 
 impl<'a> Revision<'a> {
     pub(crate) fn begin(state: &'a mut State, effects: &'a mut Effects, writer: &Writer) -> Self {
         let next = Rev::start_of(state.revision() + 1);
-        Self { state, effects, tenant: writer.tenant, origin_plugin: writer.plugin.clone(), origin_depth: writer.depth, next }
+        Self {
+            state,
+            effects,
+            tenant: writer.tenant,
+            origin_plugin: writer.plugin.clone(),
+            origin_depth: writer.depth,
+            command_bytes: writer.command_bytes,
+            wants_reply: writer.wants_reply,
+            next,
+        }
+    }
+
+    pub(crate) fn wants_reply(&self) -> bool {
+        self.wants_reply
     }
 
     /// The revision that a read within it sees: its own once something is written.
@@ -37,19 +52,22 @@ impl<'a> Revision<'a> {
     /// A checked put whose lease exists.
     pub(crate) fn put(&mut self, request: &PutRequest) -> PutReply {
         let space = self.state.spaces.entry(self.tenant).or_default();
-        let record = space.keys.get_mut(&request.key[..]);
+        let record = space.live.get_mut(&request.key[..]);
         let prev = record.as_ref().and_then(|record| record.slot.row()).cloned();
         let (value, lease) = match &prev {
             Some(prev) => (
-                if request.ignore_value { prev.value.clone() } else { own(&request.value) },
+                if request.ignore_value { prev.value.clone() } else { own(&request.value, self.command_bytes) },
                 if request.ignore_lease { prev.lease } else { request.lease },
             ),
-            None => (own(&request.value), request.lease),
+            None => (own(&request.value, self.command_bytes), request.lease),
         };
         // A key is small: a copy of its own does not pin the frame that brought it. Versions share it.
-        let key = match &prev {
-            Some(prev) => prev.key.clone(),
-            None => Bytes::copy_from_slice(&request.key),
+        let (key, buried) = match &prev {
+            Some(prev) => (prev.key.clone(), None),
+            None => match unbury(&mut space.dead, &request.key) {
+                Some((key, record)) => (key, Some(record)),
+                None => (Bytes::copy_from_slice(&request.key), None),
+            },
         };
         let row = Arc::new(Row {
             rev: self.next,
@@ -66,13 +84,10 @@ impl<'a> Revision<'a> {
         });
         match record {
             Some(record) => record.push(Arc::clone(&row)),
-            None => {
-                space.keys.insert(row.key.clone(), KeyRecord::new(Arc::clone(&row)));
-            }
+            None => space.insert(buried, Arc::clone(&row)),
         }
         let cost = quota::key_cost(&row.key, &row.value);
         let cost_before = prev.as_ref().map_or(0, |prev| quota::key_cost(&prev.key, &prev.value));
-        space.live_keys += u64::from(prev.is_none());
         space.live_bytes = space.live_bytes + cost - cost_before;
         self.state.live_bytes = self.state.live_bytes + cost - cost_before;
         let lease_before = prev.as_ref().map_or(0, |prev| prev.lease);
@@ -80,7 +95,7 @@ impl<'a> Revision<'a> {
             self.state.leases.detach(lease_before, &row.key);
             self.state.leases.attach(lease, &row.key);
         }
-        let replaced = (request.prev_kv).then(|| prev.as_deref().map(Item::of)).flatten();
+        let replaced = (request.prev_kv && self.wants_reply).then(|| prev.as_deref().map(Item::of)).flatten();
         self.log(row, prev);
         PutReply { revision: self.next.main, prev: replaced }
     }
@@ -89,15 +104,11 @@ impl<'a> Revision<'a> {
     pub(crate) fn delete_range(&mut self, request: &DeleteRangeRequest) -> DeleteRangeReply {
         let span = Span::new(&request.key, &request.range_end);
         let space = self.state.spaces.get(&self.tenant);
-        let doomed: Vec<Arc<Row>> = match (space, span) {
-            (None, _) => Vec::new(),
-            (Some(space), Span::Key(key)) => {
-                space.keys.get(key).and_then(|record| record.slot.row()).cloned().into_iter().collect()
-            }
-            (Some(space), span) => space.range(span).filter_map(|(_, record)| record.slot.row()).cloned().collect(),
-        };
+        let live = space.into_iter().flat_map(|space| space.scan_live(span, false));
+        let doomed: Vec<Arc<Row>> = live.filter_map(|(_, record)| record.slot.row()).cloned().collect();
         let deleted = doomed.len() as u64;
-        let prevs = if request.prev_kv { doomed.iter().map(|row| Item::of(row)).collect() } else { Vec::new() };
+        let prevs =
+            if request.prev_kv && self.wants_reply { doomed.iter().map(|row| Item::of(row)).collect() } else { Vec::new() };
         for row in doomed {
             self.delete(row);
         }
@@ -120,12 +131,8 @@ impl<'a> Revision<'a> {
             origin_depth: self.origin_depth,
         });
         let space = self.state.spaces.entry(prev.tenant).or_default();
-        if let Some(record) = space.keys.get_mut(&prev.key) {
-            assert!(record.head.rev == prev.rev, "only the current version can be deleted");
-            record.push(Arc::clone(&row));
-        }
+        space.bury(Arc::clone(&row));
         let cost = quota::key_cost(&prev.key, &prev.value);
-        space.live_keys -= 1;
         space.live_bytes -= cost;
         self.state.live_bytes -= cost;
         self.state.leases.detach(prev.lease, &prev.key);
@@ -153,17 +160,24 @@ impl<'a> Revision<'a> {
     }
 }
 
-/// Who writes, and where.
+/// Who writes, where, and in which entry.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Writer {
     pub(crate) tenant: u64,
     pub(crate) plugin: Option<Arc<str>>,
     pub(crate) depth: u32,
+    /// The node that proposed the entry.
+    pub(crate) leader: u64,
+    /// What the buffer has at least that the values share.
+    pub(crate) command_bytes: usize,
+    /// Somebody waits for the reply.
+    pub(crate) wants_reply: bool,
 }
 
-/// A value to keep: small ones are copied, so that they do not pin the frame they came in.
-fn own(value: &Bytes) -> Bytes {
-    if value.len() <= limits::VALUE_COPY_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() }
+/// A value to keep: copied when it is small, or less than half of the command that it came with and would keep in memory.
+fn own(value: &Bytes, command_bytes: usize) -> Bytes {
+    let copied = value.len() <= limits::VALUE_COPY_BYTES_MAX || value.len() < command_bytes / 2;
+    if copied { Bytes::copy_from_slice(value) } else { value.clone() }
 }
 
 impl State {

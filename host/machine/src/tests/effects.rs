@@ -1,12 +1,12 @@
 //! Effects of plugins: whole or not at all, at most once.
 
-use kvasir_api::Error;
 use kvasir_api::command::plugin_control::Action;
 use kvasir_api::command::{
     self, Cursor, CursorAdvance, DeadLetter, DeadLetterDrop, EffectTxn, Guard, LockGuard, Origin, PluginControl, PointGuard,
     RangeGuard, command::Body, cursor_advance::Move, guard,
 };
 use kvasir_api::etcdserverpb::RequestOp;
+use kvasir_api::{Error, limits};
 
 use super::harness::*;
 use crate::{EffectReply, Rejection, Reply, Rev, Table, TriggerState};
@@ -35,6 +35,7 @@ fn effect(machine: &Machine, ops: Vec<RequestOp>) -> EffectTxn {
         guards: vec![],
         ops,
         dead_letters: vec![],
+        sequence: machine.state.trigger("p", "w", 0).unwrap().sequence,
     }
 }
 
@@ -71,8 +72,10 @@ fn writes_and_the_cursor_land_together_in_one_revision() {
     assert_eq!(machine.last.changes[0].row.origin_depth, 1);
     assert!(!machine.last.registry_changed, "a cursor alone is no change of the registry");
     machine.assert_restorable();
-    // The same effect again finds the cursor elsewhere.
-    assert!(matches!(rejected(&mut machine, request), Rejection::Stale(what) if what.contains("cursor")));
+    // The same effect again comes too late, and so does another one of the same batch.
+    assert!(matches!(rejected(&mut machine, request.clone()), Rejection::Stale(what) if what.contains("effect")));
+    let again = EffectTxn { sequence: 1, ..request };
+    assert!(matches!(rejected(&mut machine, again), Rejection::Stale(what) if what.contains("cursor")));
 }
 
 #[test]
@@ -92,8 +95,14 @@ fn an_effect_of_another_generation_epoch_or_owner_is_stale() {
     assert!(stale(&mut machine, EffectTxn { owner_epoch: fresh.owner_epoch + 1, ..fresh.clone() }));
     assert!(stale(&mut machine, EffectTxn { trigger: "none".into(), ..fresh.clone() }));
     assert!(stale(&mut machine, EffectTxn { partition: 1, ..fresh.clone() }));
-    let control =
-        |action: Action| Body::PluginControl(PluginControl { name: "p".into(), action: action as i32, reason: String::new() });
+    let control = |action: Action| {
+        Body::PluginControl(PluginControl {
+            name: "p".into(),
+            action: action as i32,
+            reason: String::new(),
+            expect_generation: 0,
+        })
+    };
     machine.run(control(Action::Pause));
     let while_paused = effect(&machine, vec![]);
     assert!(stale(&mut machine, while_paused), "as fresh as can be, but paused");
@@ -112,6 +121,7 @@ fn the_cursor_goes_neither_back_nor_past_what_there_is() {
     assert!(invalid(&mut machine, at(3, 1)));
     assert!(invalid(&mut machine, at(4, 0)));
     assert!(invalid(&mut machine, None));
+    assert!(invalid(&mut machine, at(2, 0)), "what was handled is behind the cursor of a trigger that is not lost");
     let request = effect(&machine, vec![]);
     assert_eq!(run(&mut machine, request), EffectReply::Applied { revision: 2 });
 }
@@ -171,6 +181,7 @@ fn task(machine: &Machine, create_revision: u64) -> EffectTxn {
     EffectTxn {
         trigger: "s".into(),
         owner_epoch: machine.state.trigger("p", "s", 0).unwrap().owner_epoch,
+        sequence: machine.state.trigger("p", "s", 0).unwrap().sequence,
         expect_cursor: None,
         new_cursor: None,
         guards: vec![Guard { guard: Some(guard::Guard::Lock(lock)) }],
@@ -184,7 +195,8 @@ fn a_task_writes_only_while_its_lock_is_held_by_it() {
     machine.grant(1, 10);
     machine.put_leased("lock/1", 1);
     let request = task(&machine, 3);
-    assert!(matches!(run(&mut machine, request), EffectReply::Applied { revision: 4 }));
+    assert!(matches!(run(&mut machine, request.clone()), EffectReply::Applied { revision: 4 }));
+    assert!(matches!(rejected(&mut machine, request), Rejection::Stale(_)), "the same commit again");
     let other = task(&machine, 2);
     assert!(matches!(rejected(&mut machine, other), Rejection::GuardBroken { .. }));
     let unguarded = EffectTxn { guards: vec![], ..task(&machine, 3) };
@@ -209,6 +221,25 @@ fn a_task_writes_only_while_its_lock_is_held_by_it() {
 }
 
 #[test]
+fn locks_do_not_count_among_the_guards_of_reads_and_are_bounded_by_themselves() {
+    let mut machine = machine();
+    machine.grant(1, 10);
+    machine.put_leased("lock/1", 1);
+    let read = Guard { guard: Some(guard::Guard::Point(PointGuard { key: bytes("none"), mod_revision: 0 })) };
+    let with = |machine: &Machine, reads: usize, locks: usize| {
+        let request = task(machine, 3);
+        EffectTxn { guards: [vec![read.clone(); reads], vec![request.guards[0].clone(); locks]].concat(), ..request }
+    };
+    let (reads, locks) = (limits::EFFECT_GUARDS_MAX, limits::EFFECT_LOCK_GUARDS_MAX);
+    let request = with(&machine, reads, locks);
+    assert!(matches!(run(&mut machine, request), EffectReply::Applied { .. }));
+    for (reads, locks) in [(reads + 1, 1), (0, locks + 1)] {
+        let request = with(&machine, reads, locks);
+        assert!(matches!(rejected(&mut machine, request), Rejection::Invalid(_)));
+    }
+}
+
+#[test]
 fn malformed_effects_are_refused() {
     let mut machine = machine();
     let refused = |machine: &mut Machine, ops| match rejected(machine, effect(machine, ops)) {
@@ -229,6 +260,23 @@ fn malformed_effects_are_refused() {
     }
     let request = EffectTxn { guards: vec![Guard { guard: None }], ..effect(&machine, vec![]) };
     assert!(matches!(rejected(&mut machine, request), Rejection::Invalid(_)));
+}
+
+#[test]
+fn what_an_effect_deletes_is_bounded_as_a_transaction_is() {
+    let mut machine = machine();
+    for n in 0..64 {
+        machine.put(&format!("k{n:02}"), "");
+    }
+    let all = vec![op_delete("k", "l"); limits::EFFECT_OPS_MAX];
+    let request = effect(&machine, all[..limits::EFFECT_OPS_MAX - 1].to_vec());
+    let request = EffectTxn { ops: [request.ops, vec![op_delete("/in/a", "")]].concat(), ..request };
+    machine.put("k64", "");
+    assert!(matches!(rejected(&mut machine, request), Rejection::Refused(Error::Exhausted(_))));
+    machine.delete("k64", "");
+    machine.delete("k63", "");
+    let request = effect(&machine, all);
+    assert!(matches!(run(&mut machine, request), EffectReply::Applied { .. }));
 }
 
 #[test]
@@ -265,7 +313,7 @@ fn a_parked_event_is_a_system_row_without_revision_or_event() {
     let request = EffectTxn { dead_letters: vec![letter(2, 0)], ..effect(&machine, vec![]) };
     assert_eq!(run(&mut machine, request), EffectReply::Applied { revision: 2 });
     assert!(machine.last.changes.is_empty());
-    let key = (Table::DeadLetter, crate::dead_letter_key("p", "w", 0, Rev::new(2, 0)).into());
+    let key = (Table::DeadLetter, crate::table::dead_letter_key("p", "w", 0, Rev::new(2, 0)).into());
     let record = crate::DeadLetterRecord::decode(&machine.tables[&key]).unwrap();
     assert_eq!((record.error.as_str(), record.attempts), ("no", 6));
     assert_eq!(machine.state.trigger("p", "w", 0).unwrap().dead_letters, 1);
@@ -302,7 +350,7 @@ fn full_dead_letters_halt_the_trigger_until_it_is_resumed() {
     assert!(matches!(rejected(&mut machine, request), Rejection::Stale(_)));
     let drop = DeadLetterDrop { plugin: "p".into(), trigger: "w".into(), partition: 0, at: vec![] };
     machine.run(Body::DeadLetterDrop(drop));
-    let resume = PluginControl { name: "p".into(), action: Action::Resume as i32, reason: String::new() };
+    let resume = PluginControl { name: "p".into(), action: Action::Resume as i32, reason: String::new(), expect_generation: 0 };
     machine.run(Body::PluginControl(resume));
     let request = one_more(&machine);
     assert!(matches!(run(&mut machine, request), EffectReply::Applied { .. }));
@@ -323,7 +371,7 @@ fn removing_a_plugin_takes_its_dead_letters_with_it() {
 #[test]
 fn a_lost_trigger_is_active_again_once_its_cursor_is_past_the_compaction() {
     let mut machine = machine();
-    machine.state.hold.revisions_max = 1;
+    machine.hold(|hold| hold.revisions_max = 1);
     for _ in 0..5 {
         machine.put("x", "v");
     }
@@ -331,7 +379,9 @@ fn a_lost_trigger_is_active_again_once_its_cursor_is_past_the_compaction() {
     machine.compact(7).unwrap();
     assert!(matches!(rejected(&mut machine, before), Rejection::Stale(_)), "it may have read what is gone");
     let part = EffectTxn { new_cursor: at(2, 0), ..effect(&machine, vec![op_put("/out/page1", "")]) };
-    assert!(matches!(run(&mut machine, part), EffectReply::Applied { .. }), "a page of the resync");
+    assert!(matches!(run(&mut machine, part.clone()), EffectReply::Applied { .. }), "a page of the resync");
+    // The cursor is where it was, and still the same page does not land twice.
+    assert!(matches!(rejected(&mut machine, part), Rejection::Stale(what) if what.contains("effect")));
     assert_eq!(machine.state.trigger("p", "w", 0).unwrap().state, TriggerState::Lost);
     let parks = EffectTxn { new_cursor: at(7, 0), dead_letters: vec![letter(2, 0)], ..effect(&machine, vec![]) };
     assert!(matches!(rejected(&mut machine, parks), Rejection::Invalid(_)));

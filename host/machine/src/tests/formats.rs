@@ -3,9 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kvasir_api::limits;
 use proptest::prelude::*;
 
 use super::harness::*;
+use crate::codec::Writer;
+use crate::lease::Grant;
+use crate::registry::{PluginRecord, TriggerRecord};
+use crate::state::{Mark, Meta};
+use crate::table::numbered_key;
 use crate::{DeadLetterRecord, FormatError, Rev, Row, State, Table};
 
 fn row() -> Row {
@@ -82,6 +88,8 @@ fn rows_that_contradict_themselves_are_refused() {
         &[1, 0b10, 0, 1, b'k', 0, 1, 0, 2],
         // replaces what is before the first revision
         &[1, 0b10, 0, 1, b'k', 8, 0, 0, 2],
+        // a first version that was created before
+        &[1, 0, 0, 1, b'k', 1, 1],
         // created before the first revision
         &[1, 0, 0, 1, b'k', 7, 1],
         // lease 0
@@ -132,7 +140,7 @@ fn full() -> Machine {
     machine.put_leased("leased", 5);
     machine.install("p", 0);
     machine.put("/in/a", &"x".repeat(2 << 20));
-    let key = Bytes::from(crate::dead_letter_key("p", "w", 0, Rev::new(3, 0)));
+    let key = Bytes::from(crate::table::dead_letter_key("p", "w", 0, Rev::new(3, 0)));
     let letter = DeadLetterRecord { key: bytes("/in/a"), error: "no".into(), attempts: 1 };
     machine.tables.insert((Table::DeadLetter, key), letter.encode().into());
     let alarm = kvasir_api::command::Alarm { activate: true, member_id: 1, alarm: 1 };
@@ -181,9 +189,18 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_table_row_or_refused(number in 0_u8..8, key in prop::collection::vec(any::<u8>(), 0..50), tail in prop::collection::vec(any::<u8>(), 0..80)) {
-        let table = Table::from_number(number).unwrap();
-        let value = Bytes::from([&[1][..], &tail].concat());
+    fn any_bytes_are_a_table_row_or_refused(row in table_row(), place in any::<prop::sample::Index>(), byte in any::<u8>(), changes in 0_u8..3) {
+        let (table, key, mut value) = row;
+        // As it is made of random numbers, with one byte changed, or cut short.
+        match changes {
+            0 => {}
+            1 => { let at = place.index(value.len()); value[at] = byte; }
+            _ => value.truncate(place.index(value.len() + 1)),
+        }
+        let value = Bytes::from(value);
+        if let Some(again) = again(table, &key, &value) {
+            prop_assert_eq!(&again[..], &value[..]);
+        }
         let mut restore = State::restore();
         let _ = restore.table_row(table, &key, &value);
         let _ = restore.finish();
@@ -221,6 +238,134 @@ proptest! {
             let _ = state.digest();
         }
     }
+}
+
+/// Numbers that are near the bounds of something, and any.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 0_u64..4, 1 => Just(256 * 1024_u64), 1 => Just(300_000_u64), 1 => Just(i64::MAX as u64), 1 => any::<u64>()]
+}
+
+/// A table with a key that is one of its own, and a value in the table's form with any numbers in it.
+fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
+    let numbers = prop::collection::vec(number(), 13);
+    (0_usize..10, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
+        |(which, n, text, other, digest)| {
+            let mut out = Writer::new(1, 0);
+            let (table, key) = match which {
+                0 => {
+                    n.iter().for_each(|n| out.fixed64(*n));
+                    (Table::Meta, b"state".to_vec())
+                }
+                1 => {
+                    n[..2].iter().for_each(|n| out.varint(*n));
+                    (Table::Meta, numbered_key(b"mark/", n[2]))
+                }
+                2 => {
+                    out.fixed64(n[0]);
+                    (Table::Meta, numbered_key(b"quota/", n[1]))
+                }
+                3 => {
+                    n[..3].iter().for_each(|n| out.varint(*n));
+                    (Table::Lease, n[3].to_be_bytes().to_vec())
+                }
+                4 => {
+                    out.bytes(&digest);
+                    out.bytes(text.as_bytes());
+                    out.varint(n[0]);
+                    out.byte(n[1] as u8);
+                    out.bytes(other.as_bytes());
+                    (Table::Plugin, b"p".to_vec())
+                }
+                5 | 6 => {
+                    out.byte(n[0] as u8);
+                    out.bytes(text.as_bytes());
+                    out.bytes(other.as_bytes());
+                    out.byte(n[1] as u8);
+                    n[2..6].iter().for_each(|n| out.varint(*n));
+                    out.byte(n[6] as u8);
+                    out.varint(n[7]);
+                    (Table::Trigger, crate::table::trigger_key("p", "t", n[8] as u32))
+                }
+                7 => {
+                    n[..5].iter().for_each(|n| out.varint(*n));
+                    (Table::Blob, digest)
+                }
+                8 => {
+                    out.bytes(text.as_bytes());
+                    out.bytes(other.as_bytes());
+                    out.varint(n[0]);
+                    (Table::DeadLetter, crate::table::dead_letter_key("p", "t", 0, Rev::new(n[1], n[2] as u32)))
+                }
+                _ => (Table::Alarm, crate::table::alarm_key(n[0], n[1] as i32)),
+            };
+            (table, key, out.finish())
+        },
+    )
+}
+
+/// The row as it would be written, if it is accepted.
+fn again(table: Table, key: &[u8], value: &Bytes) -> Option<Vec<u8>> {
+    State::restore().table_row(table, key, value).ok()?;
+    Some(match table {
+        Table::Meta if key == b"state" => Meta::decode(value).ok()?.encode(),
+        Table::Meta if key.starts_with(b"mark/") => Mark::decode(value).ok()?.encode(),
+        Table::Meta => crate::table::encode_quota(crate::table::decode_quota(value).ok()?),
+        Table::Lease => Grant::decode(value).ok()?.encode(),
+        Table::Plugin => PluginRecord::decode(key, value).ok()?.encode(),
+        Table::Trigger => TriggerRecord::decode(crate::table::read_trigger_key(key).ok()?, value).ok()?.encode(),
+        Table::Blob => crate::BlobRecord::decode(value).ok()?.encode(),
+        Table::DeadLetter => DeadLetterRecord::decode(value).ok()?.encode(),
+        Table::Alarm => crate::table::encode_alarm().to_vec(),
+        Table::BlobChunk => value.to_vec(),
+    })
+}
+
+#[test]
+fn table_rows_that_are_never_written_are_refused() {
+    let machine = full();
+    let value = |table: Table| machine.tables.iter().find(|((found, _), _)| *found == table).unwrap();
+    let refused = |table: Table, key: &[u8], value: Vec<u8>| State::restore().table_row(table, key, &value.into()).is_err();
+    // No quota has no row.
+    assert!(refused(Table::Meta, &numbered_key(b"quota/", 3), crate::table::encode_quota(0)));
+    // A lease's id is not 0, and its TTL is one that is granted.
+    let ((_, key), lease) = value(Table::Lease);
+    let grant = Grant::decode(lease).unwrap();
+    assert!(refused(Table::Lease, &[0; 8], lease.to_vec()));
+    for ttl_s in [0, 1, limits::LEASE_TTL_MAX_S + 1] {
+        assert!(refused(Table::Lease, key, Grant { ttl_s, ..grant }.encode()), "{ttl_s}");
+    }
+    // Alarms are of known kinds.
+    for alarm in [0, 3, -1] {
+        assert!(refused(Table::Alarm, &crate::table::alarm_key(1, alarm), vec![1]), "{alarm}");
+    }
+    assert!(!refused(Table::Alarm, &crate::table::alarm_key(1, 2), vec![1]));
+    // A component has bytes, and those received are whole pieces of them.
+    let chunk = limits::BLOB_CHUNK_BYTES as u64;
+    let blob = |total_bytes, chunks, received, received_bytes| {
+        let complete = received == chunks;
+        crate::BlobRecord { total_bytes, chunks, received, received_bytes, complete, began_at: 1 }.encode()
+    };
+    assert!(!refused(Table::Blob, &[7; 32], blob(2 * chunk + 5, 3, 2, 2 * chunk)));
+    for wrong in [
+        blob(0, 0, 0, 0),
+        blob(2 * chunk + 5, 3, 0, 0),
+        blob(2 * chunk + 5, 3, 2, chunk),
+        blob(2 * chunk + 5, 3, 2, 2 * chunk + 1),
+        blob(2 * chunk + 5, 3, 3, 2 * chunk),
+        blob(2 * chunk + 5, 2, 2, 2 * chunk),
+    ] {
+        assert!(refused(Table::Blob, &[7; 32], wrong));
+    }
+    // A schedule has no cursor, and a watch has a key and one.
+    let trigger = |id: &str, change: &dyn Fn(&mut TriggerRecord)| {
+        let mut record = machine.state.trigger("p", id, 0).unwrap().clone();
+        change(&mut record);
+        refused(Table::Trigger, &crate::table::trigger_key("p", id, 0), record.encode())
+    };
+    assert!(!trigger("s", &|_| {}) && !trigger("w", &|_| {}));
+    assert!(trigger("s", &|record| record.cursor = Rev::new(1, 0)));
+    assert!(trigger("w", &|record| record.cursor = Rev::default()));
+    assert!(trigger("w", &|record| record.key = Bytes::new()));
 }
 
 /// A row of a small table, or of history.

@@ -11,11 +11,14 @@ use kvasir_api::etcdserverpb::{
 };
 use kvasir_api::{Error, limits};
 
-use crate::{COMMAND_VERSION, CompactProgress, Effects, Item, RangeReply, Reply, Rev, Row, State, Table, TxnReply};
+use crate::state::Hold;
+use crate::{COMMAND_VERSION, CompactProgress, Effects, EntryId, Item, RangeReply, Reply, Rev, Row, State, Table, TxnReply};
 
 /// A machine, and what storage would hold of it: encoded rows.
 pub(super) struct Machine {
     pub(super) state: State,
+    /// A replica that nobody waits for: it applies the same and answers nothing.
+    shadow: State,
     pub(super) history: BTreeMap<Rev, Bytes>,
     pub(super) tables: BTreeMap<(Table, Bytes), Bytes>,
     pub(super) last: Effects,
@@ -28,6 +31,7 @@ impl Machine {
     pub(super) fn new() -> Self {
         Self {
             state: State::new(),
+            shadow: State::new(),
             history: BTreeMap::new(),
             tables: BTreeMap::new(),
             last: Effects::default(),
@@ -54,14 +58,20 @@ impl Machine {
     /// Applies a command and stores its effects, as storage would.
     pub(super) fn apply(&mut self, command: Command) -> Reply {
         self.index += 1;
-        let mut effects = Effects::default();
-        let mut reply = self.state.apply(self.index, self.term, &command, &mut effects);
+        let (mut effects, mut quiet) = (Effects::default(), Effects::default());
+        let entry = EntryId { index: self.index, term: self.term, leader: LEADER };
+        let mut reply = self.state.apply(entry, &command, true, &mut effects);
+        let answer = self.shadow.apply(entry, &command, false, &mut quiet);
+        assert_eq!(answer.revision(), reply.revision());
+        let tables = effects.take_tables();
+        assert_eq!(quiet.take_tables(), tables);
+        assert!(is_same(&quiet, &effects), "what changes is the same when nobody waits for the reply");
         for change in &effects.changes {
             let before = self.history.insert(change.row.rev, change.row.encode().into());
             assert!(before.is_none(), "a row is written once");
             assert_eq!(change.row.prev, change.prev.as_ref().map(|prev| prev.rev));
         }
-        for op in &effects.tables {
+        for op in &tables {
             let key = (op.table, op.key.clone());
             match &op.value {
                 Some(value) => self.tables.insert(key, value.clone()),
@@ -123,6 +133,16 @@ impl Machine {
         self.range(range(key, "")).unwrap().items.pop()
     }
 
+    pub(super) fn revision_of(&self, key: &str) -> Option<Rev> {
+        self.get(key).map(|item| item.mod_revision)
+    }
+
+    /// Changes how long cursors hold history back.
+    pub(super) fn hold(&mut self, change: impl Fn(&mut Hold)) {
+        change(&mut self.state.hold);
+        change(&mut self.shadow.hold);
+    }
+
     /// Trims until nothing is left to trim.
     pub(super) fn trim(&mut self) {
         let mut progress = CompactProgress::default();
@@ -134,7 +154,7 @@ impl Machine {
 
     pub(super) fn trim_slice(&mut self, progress: &mut CompactProgress, keys_max: usize) {
         let digest = self.state.digest();
-        for rev in self.state.compact_slice(progress, keys_max) {
+        for rev in self.state.compact_slice(progress, keys_max, 2) {
             assert!(self.history.remove(&rev).is_some(), "a row is trimmed once");
         }
         assert_eq!(self.state.digest(), digest, "trimming is not seen");
@@ -156,6 +176,7 @@ impl Machine {
 
     pub(super) fn assert_restorable(&self) {
         assert_eq!(self.restored().digest(), self.state.digest(), "a restored state is equal");
+        assert_eq!(self.shadow.digest(), self.state.digest());
     }
 
     /// Sends a component and returns its digest.
@@ -197,6 +218,14 @@ pub(super) fn plugin_set(name: &str, digest: Bytes, start_revision: u64) -> comm
         expect_generation: 0,
         exclusive_create: false,
     }
+}
+
+fn is_same(one: &Effects, other: &Effects) -> bool {
+    let rows =
+        |effects: &Effects| effects.changes.iter().map(|change| (change.row.clone(), change.prev.clone())).collect::<Vec<_>>();
+    rows(one) == rows(other)
+        && (one.compacted, one.history_bytes, one.registry_changed, one.leases_changed)
+            == (other.compacted, other.history_bytes, other.registry_changed, other.leases_changed)
 }
 
 fn fetch(history: &BTreeMap<Rev, Bytes>, rev: Rev) -> Result<Bytes, String> {
@@ -277,5 +306,7 @@ pub(super) fn error_of(reply: Reply) -> Error {
     }
 }
 
+/// The node that proposes every entry.
+pub(super) const LEADER: u64 = 42;
 pub(super) const KEY_COST: u64 = limits::KEY_OVERHEAD_BYTES;
 pub(super) use pb::AlarmType;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 mod blobs;
+mod budget;
 mod compaction;
 mod effects;
 mod formats;

@@ -4,17 +4,20 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
-use kvasir_api::Error;
-use kvasir_api::command::{LeaseRenew, Tick, command::Body};
+use kvasir_api::command::{Command, LeaseRenew, Tick, command::Body};
 use kvasir_api::etcdserverpb::compare::{CompareResult, TargetUnion};
 use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::etcdserverpb::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use kvasir_api::{Error, limits};
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::harness::*;
-use crate::{CompactProgress, OpReply, RangeReply, Reply, Rev, TxnReply, check_txn};
+use crate::{CompactProgress, DeleteRangeReply, Item, OpReply, PutReply, RangeReply, Reply, Rev, TxnReply, ValueSlot};
+
+/// A second tenant.
+const OTHER: u64 = 7;
 
 #[derive(Debug, Clone, PartialEq)]
 struct Value {
@@ -33,6 +36,8 @@ struct Model {
     changes: Vec<(Rev, Bytes, bool)>,
     leases: BTreeMap<i64, (u64, u64)>,
     compacted: i64,
+    /// What another tenant has now: its writes bump the same revisions.
+    other: Keys,
 }
 
 /// A revision being written: the keys, and changes so far.
@@ -69,13 +74,31 @@ impl Draft {
         self.note(&put.key, false);
     }
 
-    fn delete(&mut self, start: &[u8], end: &[u8]) -> u64 {
-        let doomed: Vec<_> = self.keys.keys().filter(|key| in_range(key, start, end)).cloned().collect();
-        for key in &doomed {
-            self.keys.remove(key);
-            self.note(key, true);
+    /// Returns what was deleted.
+    fn delete(&mut self, start: &[u8], end: &[u8]) -> Vec<Item> {
+        let doomed: Vec<_> =
+            self.keys.iter().filter(|(key, _)| in_range(key, start, end)).map(|(k, v)| item(k, v, false)).collect();
+        for item in &doomed {
+            self.keys.remove(&item.key);
+            self.note(&item.key, true);
         }
-        doomed.len() as u64
+        doomed
+    }
+
+    /// Runs a put and compares what the machine answered.
+    fn check_put(&mut self, put: &PutRequest, reply: &PutReply) {
+        let before = self.keys.get(&put.key).filter(|_| put.prev_kv).map(|value| item(&put.key, value, false));
+        assert_eq!(before.as_slice(), without_subs(reply.prev.as_slice()));
+        self.put(put);
+        assert_eq!(reply.revision, self.main);
+    }
+
+    /// Runs a delete and compares what the machine answered.
+    fn check_delete(&mut self, delete: &DeleteRangeRequest, reply: &DeleteRangeReply) {
+        let deleted = self.delete(&delete.key, &delete.range_end);
+        assert_eq!(reply.deleted, deleted.len() as u64);
+        assert_eq!(without_subs(&reply.prevs), if delete.prev_kv { deleted } else { Vec::new() });
+        assert_eq!(reply.revision, self.current());
     }
 
     fn current(&self) -> u64 {
@@ -110,7 +133,13 @@ fn holds(keys: &Keys, compare: &Compare) -> bool {
 impl Model {
     fn new() -> Self {
         // Revision 0 is not one; the empty store is revision 1.
-        Self { revisions: vec![Keys::new(); 2], changes: Vec::new(), leases: BTreeMap::new(), compacted: -1 }
+        Self {
+            revisions: vec![Keys::new(); 2],
+            changes: Vec::new(),
+            leases: BTreeMap::new(),
+            compacted: -1,
+            other: Keys::new(),
+        }
     }
 
     fn revision(&self) -> u64 {
@@ -130,6 +159,14 @@ impl Model {
             self.revisions.push(draft.keys);
             self.changes.extend(draft.changes);
         }
+    }
+
+    /// Another tenant's revision.
+    fn write_other(&mut self, write: impl FnOnce(&mut Draft)) {
+        let mut draft = Draft { keys: self.other.clone(), ..self.draft() };
+        write(&mut draft);
+        self.other = std::mem::replace(&mut draft.keys, self.now().clone());
+        self.commit(draft);
     }
 
     fn check_revision(&self, revision: i64) -> Result<(), Error> {
@@ -197,18 +234,7 @@ impl Model {
             (found, more) = (Vec::new(), false);
         }
         let mut reply = RangeReply { revision: current, count, more, ..RangeReply::default() };
-        reply.items = found
-            .into_iter()
-            .map(|(key, value)| crate::Item {
-                key: key.clone(),
-                create_revision: value.created,
-                // The model knows no sub-revisions here; they are not compared.
-                mod_revision: Rev::start_of(value.modified),
-                version: value.version,
-                lease: value.lease,
-                value: crate::ValueSlot::Memory(if request.keys_only { Bytes::new() } else { value.bytes.clone() }),
-            })
-            .collect();
+        reply.items = found.into_iter().map(|(key, value)| item(key, value, request.keys_only)).collect();
         reply
     }
 
@@ -224,14 +250,10 @@ impl Model {
                     assert_same(&self.range(Some(draft), range), reply);
                 }
                 (Request::RequestPut(put), OpReply::Put(reply)) => {
-                    let old = draft.keys.get(&put.key).map(|value| value.bytes.clone());
-                    assert_eq!(reply.prev.as_ref().map(crate::Item::value), old.filter(|_| put.prev_kv));
-                    draft.put(put);
-                    assert_eq!(reply.revision, draft.main);
+                    draft.check_put(put, reply);
                 }
                 (Request::RequestDeleteRange(delete), OpReply::DeleteRange(reply)) => {
-                    assert_eq!(draft.delete(&delete.key, &delete.range_end), reply.deleted);
-                    assert_eq!(reply.revision, draft.current());
+                    draft.check_delete(delete, reply);
                 }
                 (Request::RequestTxn(txn), OpReply::Txn(reply)) => self.run(before, draft, txn, reply),
                 other => panic!("{other:?}"),
@@ -250,6 +272,56 @@ impl Model {
     }
 }
 
+/// As the model knows it: without the sub-revision, which [`assert_history`] compares.
+fn item(key: &Bytes, value: &Value, keys_only: bool) -> Item {
+    Item {
+        key: key.clone(),
+        create_revision: value.created,
+        mod_revision: Rev::start_of(value.modified),
+        version: value.version,
+        lease: value.lease,
+        value: ValueSlot::Memory(if keys_only { Bytes::new() } else { value.bytes.clone() }),
+    }
+}
+
+fn without_subs(items: &[Item]) -> Vec<Item> {
+    items.iter().map(|item| Item { mod_revision: Rev::start_of(item.mod_revision.main), ..item.clone() }).collect()
+}
+
+/// Keys that some operations put, and ranges that they delete, nested ones included; refuses what writes a key twice. As etcd's
+/// `checkIntervals` says it, with every key compared with every other.
+#[expect(clippy::type_complexity, reason = "two lists")]
+fn written(ops: &[RequestOp]) -> Result<(Vec<Bytes>, Vec<(Bytes, Bytes)>), Error> {
+    let requests = || ops.iter().filter_map(|op| op.request.as_ref());
+    let is_written = |key: &Bytes, puts: &[Bytes], deletes: &[(Bytes, Bytes)]| {
+        puts.contains(key) || deletes.iter().any(|(start, end)| in_range(key, start, end))
+    };
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for request in requests() {
+        if let Request::RequestDeleteRange(delete) = request {
+            deletes.push((delete.key.clone(), delete.range_end.clone()));
+        }
+    }
+    for request in requests() {
+        let Request::RequestTxn(txn) = request else { continue };
+        let (then, otherwise) = (written(&txn.success)?, written(&txn.failure)?);
+        let either = [then.0, otherwise.0].concat();
+        if either.iter().any(|key| is_written(key, &puts, &deletes)) {
+            return Err(Error::DuplicateKey);
+        }
+        puts.extend(either);
+        deletes.extend([then.1, otherwise.1].concat());
+    }
+    for request in requests() {
+        let Request::RequestPut(put) = request else { continue };
+        if is_written(&put.key, &puts, &deletes) {
+            return Err(Error::DuplicateKey);
+        }
+        puts.push(put.key.clone());
+    }
+    Ok((puts, deletes))
+}
+
 fn assert_same(expected: &RangeReply, found: &RangeReply) {
     let mut found = found.clone();
     found.items.iter_mut().for_each(|item| item.mod_revision.sub = 0);
@@ -261,6 +333,9 @@ fn assert_same(expected: &RangeReply, found: &RangeReply) {
 enum Step {
     Put(PutRequest),
     Delete(DeleteRangeRequest),
+    /// Another tenant's.
+    OtherPut(Bytes, String),
+    OtherDelete(DeleteRangeRequest),
     Txn(TxnRequest),
     /// How far back from the current revision; may be before it or after it.
     Compact(i64),
@@ -361,6 +436,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => put_strategy().prop_map(Step::Put),
         4 => delete_strategy().prop_map(Step::Delete),
+        3 => (key(), "[xyz]{0,2}").prop_map(|(key, value)| Step::OtherPut(key, value)),
+        2 => delete_strategy().prop_map(Step::OtherDelete),
         8 => txn_strategy().prop_map(Step::Txn),
         2 => (-1_i64..12).prop_map(Step::Compact),
         12 => (range_strategy(), prop_oneof![1 => Just(-1_i64), 2 => 0_i64..12]).prop_map(|(range, back)| Step::Range(range, back)),
@@ -380,22 +457,40 @@ fn take(machine: &mut Machine, model: &mut Model, step: Step, progress: &mut Com
             match model.check_put(&put) {
                 Err(error) => assert_eq!(error_of(reply), error),
                 Ok(()) => {
+                    let Reply::Put(reply) = reply else { panic!("{reply:?}") };
                     let mut draft = model.draft();
-                    draft.put(&put);
+                    draft.check_put(&put, &reply);
                     model.commit(draft);
-                    assert!(matches!(reply, Reply::Put(_)));
                 }
             }
         }
         Step::Delete(delete) => {
             let Reply::DeleteRange(reply) = machine.run(Body::DeleteRange(delete.clone())) else { panic!() };
             let mut draft = model.draft();
-            assert_eq!(draft.delete(&delete.key, &delete.range_end), reply.deleted);
+            draft.check_delete(&delete, &reply);
             model.commit(draft);
         }
+        Step::OtherPut(key, value) => {
+            let put = PutRequest { key, value: bytes(&value), prev_kv: true, ..Default::default() };
+            let command = Command { tenant: OTHER, ..machine.command(Body::Put(put.clone())) };
+            let Reply::Put(reply) = machine.apply(command) else { panic!() };
+            model.write_other(|draft| draft.check_put(&put, &reply));
+        }
+        Step::OtherDelete(delete) => {
+            let command = Command { tenant: OTHER, ..machine.command(Body::DeleteRange(delete.clone())) };
+            let Reply::DeleteRange(reply) = machine.apply(command) else { panic!() };
+            model.write_other(|draft| draft.check_delete(&delete, &reply));
+        }
         Step::Txn(txn) => {
+            let budget = machine.state.forecast(0, &txn);
             let found = machine.txn(txn.clone());
-            match check_txn(&txn).and_then(|()| model.check_branch(&txn)) {
+            if let (Ok(budget), Ok(found)) = (budget, &found) {
+                let (keys, bytes) = weight(found);
+                assert!(keys <= limits::TXN_KEYS_MAX - budget.keys, "{keys} keys are more than were counted");
+                assert!(bytes <= limits::TXN_BYTES_MAX - budget.bytes, "{bytes} bytes are more than were counted");
+            }
+            let checked = written(&txn.success).and_then(|_| written(&txn.failure));
+            match checked.and_then(|_| model.check_branch(&txn)) {
                 Err(error) => assert_eq!(found.unwrap_err(), error),
                 Ok(()) => {
                     let mut draft = model.draft();
@@ -468,10 +563,29 @@ fn take(machine: &mut Machine, model: &mut Model, step: Step, progress: &mut Com
     }
 }
 
+/// Keys and bytes in a reply.
+fn weight(reply: &TxnReply) -> (u64, u64) {
+    let of = |items: &[Item]| (items.len() as u64, items.iter().map(|i| i.key.len() + i.value().len()).sum::<usize>() as u64);
+    reply.responses.iter().fold((0, 0), |(keys, bytes), response| {
+        let (more_keys, more_bytes) = match response {
+            OpReply::Range(range) => (range.count.max(range.items.len() as u64), of(&range.items).1),
+            OpReply::Put(put) => of(put.prev.as_slice()),
+            OpReply::DeleteRange(delete) => (delete.deleted, of(&delete.prevs).1),
+            OpReply::Txn(txn) => weight(txn),
+        };
+        (keys + more_keys, bytes + more_bytes)
+    })
+}
+
 fn assert_equal(machine: &Machine, model: &Model) {
     assert_eq!(machine.state.revision(), model.revision());
     assert_eq!(machine.state.compact_revision() as i64, model.compacted.max(0));
     assert_eq!(machine.state.live_keys(0), model.now().len() as u64);
+    assert_eq!(machine.state.live_keys(OTHER), model.other.len() as u64);
+    assert_eq!(
+        machine.state.tenant_bytes(OTHER),
+        model.other.iter().map(|(k, v)| KEY_COST + (k.len() + v.bytes.len()) as u64).sum::<u64>()
+    );
     for lease in machine.state.leases() {
         let keys: Vec<_> = model.now().iter().filter(|(_, value)| value.lease == lease.id).map(|(key, _)| key).collect();
         assert_eq!(lease.keys.iter().collect::<Vec<_>>(), keys);

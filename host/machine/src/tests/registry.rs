@@ -9,7 +9,7 @@ use super::harness::*;
 use crate::{PluginState, Reply, Rev, TriggerKind, TriggerState};
 
 fn control(machine: &mut Machine, action: Action) -> Reply {
-    let request = PluginControl { name: "p".into(), action: action as i32, reason: "because".into() };
+    let request = PluginControl { name: "p".into(), action: action as i32, reason: "because".into(), expect_generation: 0 };
     machine.run(Body::PluginControl(request))
 }
 
@@ -148,6 +148,36 @@ fn pausing_and_resuming_end_the_owners_epoch() {
     control(&mut machine, Action::Pause);
     machine.install("p", 0);
     assert_eq!(machine.state.plugin("p").unwrap().state, PluginState::Paused);
+    machine.assert_restorable();
+}
+
+#[test]
+fn a_quarantine_hits_only_the_generation_it_is_meant_for_and_not_what_is_paused() {
+    let mut machine = Machine::new();
+    let old = machine.install("p", 0);
+    let new = machine.install("p", 0);
+    let quarantine = |machine: &mut Machine, expect_generation| {
+        let action = Action::Quarantine as i32;
+        let (name, reason) = ("p".into(), "crashes".into());
+        machine.run(Body::PluginControl(PluginControl { name, action, reason, expect_generation }))
+    };
+    let state = |machine: &Machine| machine.state.plugin("p").unwrap().state;
+    assert!(matches!(error_of(quarantine(&mut machine, old)), Error::Precondition(_)));
+    assert_eq!(state(&machine), PluginState::Active, "the new code did not crash");
+    control(&mut machine, Action::Pause);
+    let before = epoch(&machine);
+    assert!(matches!(quarantine(&mut machine, new), Reply::Plugin { generation, .. } if generation == new));
+    let plugin = machine.state.plugin("p").unwrap();
+    assert_eq!((plugin.state, plugin.reason.as_str(), epoch(&machine)), (PluginState::Paused, "because", before));
+    control(&mut machine, Action::Resume);
+    quarantine(&mut machine, new);
+    assert_eq!(state(&machine), PluginState::Quarantined);
+    for action in [Action::Unspecified as i32, 9] {
+        let (name, reason) = ("p".into(), String::new());
+        let request = PluginControl { name, action, reason, expect_generation: 0 };
+        assert!(matches!(error_of(machine.run(Body::PluginControl(request))), Error::Invalid(_)), "{action}");
+    }
+    assert_eq!(state(&machine), PluginState::Quarantined, "an action that is not given resumes nothing");
     machine.assert_restorable();
 }
 

@@ -2,7 +2,8 @@
 
 use kvasir_api::Error;
 use kvasir_api::command::{Origin, command::Body};
-use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
+use kvasir_api::etcdserverpb::request_op::Request;
+use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest, RequestOp};
 
 use super::harness::*;
 use crate::{Reply, Rev};
@@ -130,15 +131,18 @@ fn a_command_of_a_later_version_is_told_apart_before_apply() {
 }
 
 #[test]
-fn a_batch_keeps_one_row_of_scalars_and_it_comes_first() {
+fn a_batch_has_one_row_of_scalars() {
     let mut state = crate::State::new();
     let mut effects = crate::Effects::default();
     let machine = Machine::new();
     for index in 1..=5 {
-        state.apply(index, 1, &machine.command(put("a", "1")), &mut effects);
+        let entry = crate::EntryId { index, term: 1, leader: LEADER };
+        state.apply(entry, &machine.command(put("a", "1")), true, &mut effects);
     }
-    assert_eq!((effects.changes.len(), effects.tables.len()), (5, 1));
-    assert_eq!(effects.tables[0].key, &b"state"[..]);
+    let tables = effects.take_tables();
+    assert_eq!((effects.changes.len(), tables.len()), (5, 1));
+    assert_eq!(tables[0].key, &b"state"[..]);
+    assert_eq!(tables[0].value.as_deref(), Some(&state.meta.encode()[..]), "as they are after the last command");
 }
 
 #[test]
@@ -150,4 +154,24 @@ fn small_values_do_not_pin_the_frame_they_came_in_and_large_ones_are_not_copied(
     assert_ne!(machine.last.changes[0].row.value.as_ptr(), frame.as_ptr());
     machine.run(Body::Put(request(frame.slice(..))));
     assert_eq!(machine.last.changes[0].row.value.as_ptr(), frame.as_ptr());
+}
+
+/// A transaction's values share its bytes: one of them that is kept would keep all.
+#[test]
+fn a_value_that_is_a_small_part_of_its_command_is_copied_and_a_large_part_is_not() {
+    let mut machine = Machine::new();
+    let frame = bytes::Bytes::from(vec![1; 100_000]);
+    let put = |key: &str, value| {
+        let put = PutRequest { key: bytes(key), value, ..Default::default() };
+        RequestOp { request: Some(Request::RequestPut(put)) }
+    };
+    let (small, large) = (frame.slice(..20_000), frame.slice(20_000..));
+    machine.txn(txn(vec![], vec![put("a", small.clone()), put("b", large.clone())], vec![])).unwrap();
+    let kept: Vec<_> = machine.last.changes.iter().map(|change| change.row.value.as_ptr()).collect();
+    assert_ne!(kept[0], small.as_ptr());
+    assert_eq!(kept[1], large.as_ptr());
+    // A key is copied in any case, so a value beside a large one is, too.
+    let key = "k".repeat(50_000);
+    machine.run(Body::Put(PutRequest { key: bytes(&key), value: small.clone(), ..Default::default() }));
+    assert_ne!(machine.last.changes[0].row.value.as_ptr(), small.as_ptr());
 }

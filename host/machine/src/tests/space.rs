@@ -11,11 +11,16 @@ fn quota(machine: &mut Machine, bytes: u64, of_tenant: bool) {
     machine.run(Body::QuotaSet(QuotaSet { bytes, of_tenant }));
 }
 
-fn disarm(machine: &mut Machine, member_id: u64) -> Vec<(u64, i32)> {
-    match machine.run(Body::Alarm(Alarm { activate: false, member_id, alarm: AlarmType::Nospace as i32 })) {
-        Reply::Alarm { alarms, .. } => alarms,
+/// Raises or lifts NOSPACE; the alarm that the reply has.
+fn alarm(machine: &mut Machine, activate: bool, member_id: u64) -> Option<(u64, i32)> {
+    match machine.run(Body::Alarm(Alarm { activate, member_id, alarm: AlarmType::Nospace as i32 })) {
+        Reply::Alarm { alarm, .. } => alarm,
         other => panic!("{other:?}"),
     }
+}
+
+fn disarm(machine: &mut Machine, member_id: u64) -> Option<(u64, i32)> {
+    alarm(machine, false, member_id)
 }
 
 #[test]
@@ -40,17 +45,42 @@ fn a_put_past_the_quota_is_refused_and_raises_the_alarm_for_all() {
     machine.put("b", "1");
     assert_eq!(error_of(machine.run(put("c", "1"))), Error::NoSpace);
     assert!(machine.get("c").is_none(), "refused means that nothing was written");
-    assert_eq!(machine.state.alarms().collect::<Vec<_>>(), [(0, AlarmType::Nospace)]);
+    let raised: Vec<_> = machine.state.alarms().collect();
+    assert_eq!(raised, [(LEADER, AlarmType::Nospace)], "in the name of the leader that proposed it");
     machine.assert_restorable();
     // Even a write that would fit is refused now.
     assert_eq!(error_of(machine.run(put("a", ""))), Error::NoSpace);
     assert_eq!(machine.delete("b", ""), 1);
     machine.compact(4).unwrap();
     assert!(machine.range(everything()).is_ok());
-    assert!(disarm(&mut machine, 0).is_empty());
+    assert_eq!(disarm(&mut machine, LEADER), Some((LEADER, AlarmType::Nospace as i32)));
     machine.put("c", "1");
     assert!(machine.get("c").is_some());
     machine.assert_restorable();
+}
+
+/// As etcd's `applierV3backend.Alarm`.
+#[test]
+fn a_reply_has_only_the_alarm_that_was_raised_or_lifted() {
+    let mut machine = Machine::new();
+    let nospace = AlarmType::Nospace as i32;
+    assert_eq!(alarm(&mut machine, true, 1), Some((1, nospace)));
+    assert_eq!(alarm(&mut machine, true, 2), Some((2, nospace)));
+    assert_eq!(alarm(&mut machine, true, 2), Some((2, nospace)), "raised already");
+    assert_eq!(disarm(&mut machine, 1), Some((1, nospace)), "the other that stands is not told");
+    assert_eq!(disarm(&mut machine, 1), None);
+    let none = Body::Alarm(Alarm { activate: true, member_id: 1, alarm: AlarmType::None as i32 });
+    assert!(matches!(machine.run(none), Reply::Alarm { alarm: None, .. }));
+    assert_eq!(machine.state.alarms().collect::<Vec<_>>(), [(2, AlarmType::Nospace)]);
+}
+
+#[test]
+fn a_quota_that_is_exceeded_under_another_leader_raises_no_second_alarm() {
+    let mut machine = Machine::new();
+    alarm(&mut machine, true, 7);
+    quota(&mut machine, 1, false);
+    assert_eq!(error_of(machine.run(put("a", ""))), Error::NoSpace);
+    assert_eq!(machine.state.alarms().collect::<Vec<_>>(), [(7, AlarmType::Nospace)]);
 }
 
 #[test]
@@ -63,8 +93,9 @@ fn a_txn_that_may_put_is_refused_while_there_is_no_space() {
     assert_eq!(machine.txn(puts.clone()), Err(Error::NoSpace), "whichever branch would run");
     assert_eq!(machine.txn(txn(vec![], vec![op_txn(puts)], vec![])), Err(Error::NoSpace));
     assert!(machine.txn(txn(vec![never], vec![], vec![op_delete("a", "")])).is_ok());
-    assert!(disarm(&mut machine, 1).len() == 1, "another member's alarm stays");
-    assert!(disarm(&mut machine, 7).is_empty());
+    assert_eq!(disarm(&mut machine, 1), None);
+    assert!(machine.state.is_out_of_space(), "another member's alarm stays");
+    assert!(disarm(&mut machine, 7).is_some() && !machine.state.is_out_of_space());
 }
 
 #[test]
@@ -103,9 +134,17 @@ fn a_tenants_own_quota_stops_the_tenant_and_raises_no_alarm() {
 #[test]
 fn a_corrupt_alarm_stops_writes() {
     let mut machine = Machine::new();
+    machine.grant(1, 10);
+    machine.put_leased("leased", 1);
     machine.run(Body::Alarm(Alarm { activate: true, member_id: 1, alarm: AlarmType::Corrupt as i32 }));
     assert_eq!(error_of(machine.run(put("a", ""))), Error::Corrupt);
     assert_eq!(error_of(machine.run(delete("a", ""))), Error::Corrupt);
+    assert_eq!(error_of(machine.grant(2, 10)), Error::Corrupt);
+    // A revocation deletes keys, whether a client or time asks for it.
+    assert_eq!(error_of(machine.revoke(&[1], 0)), Error::Corrupt);
+    machine.cluster_ms = 60_000;
+    assert_eq!(error_of(machine.revoke(&[1], machine.term)), Error::Corrupt);
+    assert!(machine.get("leased").is_some() && machine.state.lease_count() == 1);
     machine.run(Body::Alarm(Alarm { activate: true, member_id: 1, alarm: 77 }));
     assert_eq!(machine.state.alarms().count(), 1, "an alarm of no known kind is not raised");
 }

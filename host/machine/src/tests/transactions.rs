@@ -6,6 +6,7 @@ use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 
 use super::harness::*;
+use crate::mvcc::check::COMPARISONS;
 use crate::{OpReply, Rev, State};
 
 fn then(ops: Vec<RequestOp>) -> TxnRequest {
@@ -268,15 +269,20 @@ fn a_txn_of_ranges_is_read_only_and_answers_without_the_log() {
 
 #[test]
 fn the_duplicate_check_is_not_quadratic() {
-    // 60,000 deletes nested three deep, each before a put: a linear scan of intervals would take minutes.
-    let mut ops = Vec::new();
-    for outer in 0..40 {
-        let mut inner = Vec::new();
-        for middle in 0..40 {
-            let many = (0..40).map(|n| op_delete(&format!("d{outer:02}{middle:02}{n:02}"), "")).collect();
-            inner.push(op_txn(then(many)));
+    // Deletes and puts in nested transactions, and puts after them that none of the deletes covers.
+    let comparisons = |levels: usize| {
+        let mut ops = Vec::new();
+        for outer in 0..levels {
+            let many = (0..32).map(|n| op_delete(&format!("d{outer:02}{n:02}"), &format!("d{outer:02}{n:02}x")));
+            let puts = (0..32).map(|n| op_put(&format!("d{outer:02}{n:02}y"), ""));
+            ops.push(op_txn(then(many.chain(puts).collect())));
         }
-        ops.push(op_txn(then(inner)));
-    }
-    assert!(crate::check_txn(&then(ops)).is_ok());
+        let counted = || COMPARISONS.with(std::cell::Cell::get);
+        let before = counted();
+        assert_eq!(crate::check_txn(&then(ops)), Ok(()));
+        counted() - before
+    };
+    let (some, many) = (comparisons(15), comparisons(60));
+    assert!(some > 0);
+    assert!(many < 8 * some, "four times the operations, sixteen times the comparisons would be quadratic: {some}, {many}");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvasir_api::Error;
 use kvasir_api::command::EffectTxn;
+use kvasir_api::limits::EFFECT_LOCK_GUARDS_MAX;
 use kvasir_engine::Caller;
 use kvasir_machine::{EffectReply, Rejection};
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use crate::view::View;
 /// Leases that a plugin holds at most on this node.
 pub(crate) const LEASES_MAX: usize = 1_024;
 /// Locks that one run holds at most besides its own.
-pub(crate) const LOCKS_MAX: usize = 64;
+pub(crate) const LOCKS_MAX: usize = EFFECT_LOCK_GUARDS_MAX - 1;
 
 /// The leases that a plugin granted on this node, over all of its runs.
 #[derive(Clone, Default)]
@@ -146,6 +147,7 @@ impl Task {
             guards,
             ops: writes.ops,
             dead_letters: Vec::new(),
+            sequence: store.trigger(plugin, &self.trigger).map_or(0, |record| record.sequence),
         };
         let reply = store.effect(effect, caller.origin.clone(), caller.tenant).await;
         *view = View::at(store.revision());

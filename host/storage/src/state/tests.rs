@@ -6,7 +6,7 @@ use crate::log::{EntryKind, LogEntry, LogOptions};
 use crate::snapshot;
 use kvasir_api::command::{Command, command};
 use kvasir_api::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
-use kvasir_machine::{CompactProgress, Effects};
+use kvasir_machine::{CompactProgress, Effects, EntryId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -78,10 +78,10 @@ fn random_command(random: &mut Random, state: &State) -> Command {
 /// Applies one command and pushes what it changed.
 fn step(store: &Store, state: &mut State, index: u64, command: &Command) -> Vec<Arc<Row>> {
     let mut effects = Effects::default();
-    state.apply(index, 1, command, &mut effects);
+    state.apply(EntryId { index, term: 1, leader: 1 }, command, false, &mut effects);
     let rows = effects.changes.iter().map(|change| change.row.clone()).collect();
     let membership = index.is_multiple_of(7).then(|| (Some(id(index)), Bytes::from(index.to_string())));
-    store.push(AppliedBatch { log_id: id(index), membership, changes: effects.changes, tables: effects.tables });
+    store.push(AppliedBatch { log_id: id(index), membership, tables: effects.take_tables(), changes: effects.changes });
     rows
 }
 
@@ -116,7 +116,7 @@ fn after_a_power_cut_the_file_is_the_machine_at_an_index_not_before_the_last_che
                 digests.insert(index, state.digest());
                 match random.below(20) {
                     0 => drop(store.checkpoint()),
-                    1 | 2 => store.delete_history(state.compact_slice(&mut progress, 10)),
+                    1 | 2 => store.delete_history(state.compact_slice(&mut progress, 10, 20)),
                     _ => {}
                 }
             }
