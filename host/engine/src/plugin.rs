@@ -10,7 +10,7 @@ use kvasir_api::Error;
 use kvasir_api::command::Origin;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::RangeRequest;
-use kvasir_api::limits::{HISTORY_READ_ROWS_MAX, RANGE_SLICE_KEYS};
+use kvasir_api::limits::{DEAD_LETTERS_LISTED_MAX, HISTORY_PIECES_MAX, HISTORY_READ_ROWS_MAX, RANGE_SLICE_KEYS};
 use kvasir_api::mvccpb::KeyValue;
 use kvasir_machine::{
     Change, DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Row, Table, TriggerRecord, blob_chunk_key,
@@ -22,11 +22,6 @@ use crate::authorise;
 use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
 use crate::watch::history::{self, Want};
-
-/// Reads of the state file that one call for history may make before it answers with what it has.
-const HISTORY_PIECES_MAX: usize = 16;
-/// Dead letters read at once.
-const DEAD_LETTERS_MAX: usize = 1_000;
 
 /// Changes from a cursor on.
 #[derive(Debug, Clone, Default)]
@@ -118,7 +113,7 @@ impl Engine {
         let mut prefix = plugin.as_bytes().to_vec();
         prefix.push(0);
         self.blocking(move |store| {
-            let rows = store.table_scan(Table::DeadLetter, &prefix, None, DEAD_LETTERS_MAX)?;
+            let rows = store.table_scan(Table::DeadLetter, &prefix, None, DEAD_LETTERS_LISTED_MAX)?;
             let invalid =
                 |error: kvasir_machine::FormatError| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
             rows.rows

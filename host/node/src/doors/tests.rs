@@ -191,7 +191,7 @@ async fn locks_members_and_plugins_answer() {
     assert_eq!(last.0, Code::FailedPrecondition);
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let status = soon(maintenance.status(StatusRequest {})).await.expect("status").into_inner();
-    assert_eq!((status.version.as_str(), status.leader), (pages::ETCD_VERSION, members[0].id));
+    assert_eq!((status.version.as_str(), status.leader), (kvasir_api::ETCD_VERSION, members[0].id));
     let mut plugins = PluginsClient::new(channel);
     assert!(soon(plugins.list(ListRequest {})).await.expect("a list").into_inner().plugins.is_empty());
     let missing = refusal(soon(plugins.inspect(InspectRequest { name: "nobody".into() })).await);
