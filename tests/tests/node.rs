@@ -251,3 +251,70 @@ fn a_verb_that_cannot_reach_a_node_says_so_in_one_line() {
     let refused = run(command).refused();
     assert!(refused.lines().count() == 1 && refused.contains("127.0.0.1:9"), "{refused}");
 }
+
+/// Runs `kvasir txn` with these lines on its standard input.
+fn txn(node: &Node, flags: &[&str], lines: &str) -> (Option<i32>, String, String) {
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(lines.as_bytes()).unwrap();
+    std::io::Seek::rewind(&mut input).unwrap();
+    let mut command = Command::new(artefacts::kvasir());
+    command.arg("txn").args(flags).env("KVASIR_ENDPOINTS", node.address()).stdin(input);
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn txn_reads_etcdctls_lines_and_prints_what_etcdctl_prints() {
+    let node = Node::start();
+    let lines = "mod(\"/t/a\") > \"0\"\n\nput /t/a \"over written\"\n\nput /t/a 'made anew'\nput /t/b 2\nget --prefix /t/\n\n";
+    let (code, out, _) = txn(&node, &[], lines);
+    assert_eq!((code, out.as_str()), (Some(0), "FAILURE\n\nOK\n\nOK\n\n/t/a\nmade anew\n/t/b\n2\n"));
+    // The end of the input ends the last list too.
+    let (code, out, _) = txn(&node, &[], "mod(\"/t/a\") > \"0\"\nval(\"/t/b\") = \"2\"\n\nput /t/a x --prev-kv\ndel /t/b");
+    assert_eq!((code, out.as_str()), (Some(0), "SUCCESS\n\nOK\n/t/a\nmade anew\n\n1\n"));
+    let (code, out, _) = txn(&node, &["-i"], "\nget /t/a\n\n\n");
+    let prompts = "compares:\nsuccess requests (get, put, del):\nfailure requests (get, put, del):\n";
+    assert_eq!((code, out), (Some(0), format!("{prompts}SUCCESS\n\n/t/a\nx\n")));
+    let (_, out, _) = txn(&node, &["-w", "json"], "\nput /t/c 3\nget /t/c\ndel /t/b\n\n\n");
+    let done = json(&out);
+    assert_eq!((done["succeeded"].as_bool(), done["header"]["revision"].as_i64()), (Some(true), Some(4)), "{out}");
+    assert_eq!(done["responses"][0]["Response"]["response_put"]["header"]["revision"], 4, "{out}");
+    assert_eq!(done["responses"][1]["Response"]["response_range"]["kvs"][0]["value"], "Mw==", "{out}");
+    assert_eq!(done["responses"][2]["Response"]["response_delete_range"]["deleted"], 0, "{out}");
+    // What is not understood is refused before anything is sent.
+    for lines in ["mod(/t/a) > \"0\"\n\nput /t/z 1\n", "\nput /t/z 1\nwatch /t/z\n", "\nput /t/z\n"] {
+        let (code, out, reason) = txn(&node, &[], lines);
+        assert_eq!((code, out.as_str(), reason.lines().count()), (Some(2), "", 1), "{lines:?}: {reason}");
+    }
+    assert_eq!(node.cli(["get", "/t/z"]).ok(), "");
+}
+
+#[test]
+fn status_names_the_endpoint_that_answered() {
+    let node = Node::start();
+    let endpoints = format!("127.0.0.1:9,{}", node.address());
+    let status = node.cli(["status", "--endpoints", &endpoints]).ok();
+    assert!(status.contains(node.address()) && !status.contains("127.0.0.1:9,"), "{status}");
+    let status = json(&node.cli(["status", "--endpoints", &endpoints, "-w", "json"]).ok());
+    assert_eq!(status[0]["Endpoint"].as_str(), Some(node.address()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_ends_before_its_first_event_says_where_to_go_on() {
+    let mut node = Node::start();
+    node.client().await.put("a", "1").await.unwrap();
+    let mut command = tokio::process::Command::new(artefacts::kvasir());
+    command.args(["watch", "a"]).env("KVASIR_ENDPOINTS", node.address());
+    let child = command.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    eventually("the watcher is there", DEADLINE, || async {
+        let (_, body) = page(&node, "/metrics");
+        let there = body.lines().any(|line| line == "etcd_debugging_mvcc_watcher_total 1");
+        if there { Ok(()) } else { Err("no watcher".to_owned()) }
+    })
+    .await;
+    assert!(node.terminate().success());
+    let ended = tokio::time::timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    let reason = String::from_utf8(ended.stderr).unwrap();
+    assert!(reason.contains("--rev 3 goes on from here"), "{reason}");
+}

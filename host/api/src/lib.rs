@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod limits;
+pub mod metrics;
 
 /// etcd's messages and services (`etcdserverpb`): the wire contract with every etcd client.
 #[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
@@ -38,6 +39,9 @@ pub mod kvasir {
         }
     }
 }
+
+/// The etcd release whose API this is: clients take their abilities from it.
+pub const ETCD_VERSION: &str = "3.6.0";
 
 pub use error::Error;
 pub use kvasir::command;

@@ -1,4 +1,5 @@
-//! Every bound in one file: a queue, a loop over user data, a wait, a cache or a buffer has its limit here.
+//! The bounds on what users bring, in one file: a queue, a loop over user data, a request's wait, a cache or a buffer has its limit
+//! here. How often a task of our own looks at something, and what a single function cuts its work into, stands beside it.
 //!
 //! Units are in the names. Where etcd has the same limit, the value is etcd's default.
 
@@ -22,6 +23,11 @@ pub const TXN_DEPTH_MAX: usize = 8;
 pub const LEASE_TTL_MAX_S: i64 = 9_000_000_000;
 /// Shortest lease granted, in seconds; shorter ones are raised to it (etcd with its default election timeout).
 pub const LEASE_TTL_MIN_S: i64 = 2;
+/// Leases in one renewal entry: what fits a request with room to spare.
+pub const LEASE_RENEW_BATCH_MAX: usize = 10_000;
+/// How much longer than its deadline a lease may live for the sake of a grant or renewal that was slow to commit; what takes
+/// longer is answered with a timeout.
+pub const LEASE_SLACK_MS_MAX: u64 = 8_192;
 /// Leases in one revoke entry.
 pub const LEASE_REVOKE_BATCH_MAX: usize = 1_000;
 /// Keys that one expiry entry may delete, but one lease is always revoked whole.
@@ -45,6 +51,8 @@ pub const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Free space on the data folder's disk below which NOSPACE is raised, so that there is room left to say so and to compact.
 pub const DISK_FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Free space from which there is room enough again to put the ballast aside.
+pub const DISK_FREE_BYTES_AMPLE: u64 = 2 * DISK_FREE_BYTES_MIN;
 /// How often free space is looked at.
 pub const DISK_LOOK_INTERVAL_MS: u64 = 5_000;
 
@@ -58,6 +66,8 @@ pub const PROPOSAL_PENDING_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const READ_QUEUE_MAX: usize = 65_536;
 /// Lease renewals waiting for the next entry that carries them.
 pub const LEASE_RENEW_QUEUE_MAX: usize = 65_536;
+/// Renewals of one keepalive stream under way at once; the next are read once these are answered.
+pub const KEEPALIVES_PER_STREAM_MAX: usize = 1_024;
 /// Appends waiting for the log's writer thread.
 pub const LOG_QUEUE_MAX: usize = 4_096;
 /// Bytes of entries waiting for the log's writer thread.
@@ -91,12 +101,17 @@ pub const LOG_KEEP_ENTRIES: u64 = 10_000;
 /// redb's page cache.
 pub const STATE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Keys read under one hold of the state's lock by a long range.
+/// Keys read under one hold of the state's lock by a range.
 pub const RANGE_SLICE_KEYS: usize = 4_096;
+/// Times that a range of the present begins anew because its revision was compacted between two slices, before it holds the lock
+/// for the whole of it.
+pub const RANGE_RESTARTS_MAX: usize = 4;
 /// Keys looked at under one hold of the state's lock after a compaction ...
 pub const COMPACT_SLICE_KEYS: usize = 1_024;
 /// ... and versions that are trimmed of them.
 pub const COMPACT_SLICE_VERSIONS: usize = 8_192;
+/// Rows that may wait for deletion from the state file before more are trimmed from memory.
+pub const COMPACT_PENDING_ROWS_MAX: usize = 8 * COMPACT_SLICE_VERSIONS;
 /// Recent changes the watch hub keeps in memory, in bytes.
 pub const WATCH_RING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of events in one watch response before a new one is started, at a revision's end.
@@ -105,10 +120,26 @@ pub const WATCH_RESPONSE_BYTES: usize = 1024 * 1024;
 pub const WATCH_STREAM_QUEUE_MAX: usize = 128;
 /// Bytes of responses waiting on one watch stream; one response is taken whatever it weighs.
 pub const WATCH_STREAM_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of responses waiting on all watch streams together; past it a stream takes one response at a time.
+pub const WATCH_QUEUES_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Events matched with synced watchers under one hold of the hub's lock.
+pub const WATCH_DISPATCH_EVENTS_MAX: usize = 4_096;
+/// Bytes of events matched with synced watchers under one hold of the hub's lock.
+pub const WATCH_DISPATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Events within which a watcher that catches up meets the head under the hub's lock.
+pub const WATCH_MEET_EVENTS_MAX: usize = 1_024;
+/// Bytes of events within which a watcher that catches up meets the head under the hub's lock.
+pub const WATCH_MEET_BYTES_MAX: usize = 1024 * 1024;
+/// Watchers of a stream that are matched with a piece of history at once.
+pub const WATCH_CATCH_UP_WATCHERS_MAX: usize = 1_024;
+/// Reads of history for watchers under way at once; the other streams wait.
+pub const WATCH_HISTORY_READS_MAX: usize = 4;
 /// Rows of history read at once for watchers and triggers that are behind.
 pub const HISTORY_READ_ROWS_MAX: usize = 4_096;
 /// Bytes of history read at once for watchers and triggers that are behind.
 pub const HISTORY_READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Reads of the state file that one call for a trigger's history may make before it answers with what it has.
+pub const HISTORY_PIECES_MAX: usize = 16;
 /// Watchers on one stream.
 pub const WATCHERS_PER_STREAM_MAX: usize = 100_000;
 /// How often an idle watcher that asked for it is told the revision.
@@ -141,6 +172,8 @@ pub const CURSOR_HOLD_REVISIONS_MAX: u64 = 1_000_000;
 pub const CURSOR_HOLD_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Start of an event's key that is kept with its dead letter, in bytes.
 pub const DEAD_LETTER_KEY_BYTES_MAX: usize = 4 * 1024;
+/// Dead letters in one answer.
+pub const DEAD_LETTERS_LISTED_MAX: usize = 1_000;
 /// Error text kept with a dead letter, in bytes.
 pub const DEAD_LETTER_ERROR_BYTES_MAX: usize = 4 * 1024;
 /// Operations in one effect of a plugin.
@@ -164,6 +197,8 @@ pub const PLUGIN_LOG_LINES_PER_S: u32 = 1_000;
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// A client that has connected says its first request's head within this time.
 pub const REQUEST_HEAD_TIMEOUT_MS: u64 = 30_000;
+/// A request that is one message arrives within this time once its head has.
+pub const REQUEST_BODY_TIMEOUT_MS: u64 = 30_000;
 /// What a client may send on one stream before the server has read it.
 pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What a client may send on all streams of a connection before the server has read it.

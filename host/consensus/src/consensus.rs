@@ -111,10 +111,6 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     let store_options = StoreOptions { on_fatal: Some(raise), ..options.store.clone() };
     let opened = Store::open(Arc::clone(&options.disk), &folder.state_path(), store_options)?;
     opened.store.follow_log(&log);
-    // Room kept aside for the day the disk is full; a disk that is full already is told of by the NOSPACE alarm, not here.
-    if let Err(error) = folder.make_ballast(limits::BALLAST_BYTES) {
-        tracing::warn!(%error, "no ballast was put aside");
-    }
     let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name)?;
     Ok(Storage { folder, identity, log, opened })
 }
@@ -363,6 +359,7 @@ impl Consensus {
             is_leader: metrics.current_leader == Some(inner.identity.node_id),
             term: metrics.current_term,
             last_log_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied_index: *inner.shared.applied_index.borrow(),
             checkpoint_index: inner.shared.store.durable().map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
@@ -383,6 +380,15 @@ impl Consensus {
     pub fn free_bytes(&self) -> Option<u64> {
         let folder = self.inner.folder.lock();
         folder.as_ref().and_then(|folder| folder.space().ok()).map(|space| space.free_bytes)
+    }
+
+    /// Puts room aside for the day the disk is full, unless that is done. Blocking.
+    pub fn make_ballast(&self) {
+        if let Some(folder) = self.inner.folder.lock().as_ref()
+            && let Err(error) = folder.make_ballast(limits::BALLAST_BYTES)
+        {
+            tracing::warn!(%error, "no ballast was put aside");
+        }
     }
 
     /// Gives the ballast's room back, so that there is room to compact and to stop in order. Blocking.

@@ -24,7 +24,8 @@ impl Fatal {
                 return false;
             }
             let line = line.into();
-            tracing::error!("{line}");
+            // Whoever ends the process says it aloud, once.
+            tracing::debug!("{line}");
             *current = Some(line);
             true
         });

@@ -13,6 +13,8 @@ pub struct Status {
     pub term: u64,
     /// Index of the last entry in the log.
     pub last_log_index: u64,
+    /// Index of the last entry known here to be committed.
+    pub committed_index: u64,
     /// Index of the last applied entry.
     pub applied_index: u64,
     /// Index of the last durable checkpoint.

@@ -3,7 +3,9 @@
 //! What is authorised is the range that will be executed, exactly as it will be: no door normalises a `range_end` after this
 //! point (etcd's GHSA-xg4h-6gfc-h4m8 was a `\0` normalised before the check).
 //!
-//! **Invariant:** [`Engine::submit`] is the only caller of `Consensus::propose` for requests that name keys or leases.
+//! **Invariant:** [`Engine::propose_as`] is the only caller of `Consensus::propose`; what names keys or leases comes to it through
+//! [`Engine::submit`], or from the engine itself: renewals, expiries, a lock's key given up, a plugin's effect whose writes were
+//! authorised when they were staged.
 
 use kvasir_api::Error;
 use kvasir_api::command::Command;
@@ -11,11 +13,13 @@ use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
 use kvasir_api::limits::REQUEST_BYTES_MAX;
-use kvasir_machine::Reply;
+use kvasir_machine::{EffectReply, Reply};
 use prost::Message;
 
 use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
+use crate::fill;
+use crate::metrics::Executed;
 
 /// What a request wants to do with a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,13 +151,31 @@ impl Engine {
         tenant: u64,
     ) -> Result<Reply, Error> {
         let origin = (origin != kvasir_api::command::Origin::default()).then_some(origin);
+        let held = fill::lowest_revision(&body);
+        let staged = Executed::staged(&body);
         let command = Command { version: 0, tenant, origin, stamp: None, body: Some(body) };
         if command.encoded_len() > REQUEST_BYTES_MAX {
             return Err(Error::RequestTooLarge);
         }
-        match self.consensus().propose(command).await? {
+        let _hold = held.map(|revision| self.inner().holds.hold(revision));
+        let counters = &self.inner().counters;
+        let reply = self.consensus().propose(command).await.inspect_err(|error| {
+            // What was refused before it was proposed is counted where it was.
+            if *error != Error::TooManyRequests {
+                counters.proposals_failed.add(1);
+            }
+        })?;
+        counters.executed(&match &reply {
+            Reply::Effect { reply: EffectReply::Applied { .. }, .. } => staged,
+            reply => Executed::of(reply),
+        });
+        match reply {
             Reply::Error { error, .. } => Err(error),
-            reply if reply.has_holes() => self.fill_reply(reply).await,
+            reply if reply.has_holes() => self.fill_reply(reply).await.map_err(|error| {
+                // It is committed: anything but an unknown fate would be taken for a refusal.
+                tracing::warn!(%error, "a committed command's reply could not be filled in");
+                Error::Timeout
+            }),
             reply => Ok(reply),
         }
     }

@@ -14,10 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::compact;
+use crate::fill::Holds;
 use crate::lease;
-use crate::maintenance;
+use crate::lock::Lines;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::options::{EngineOptions, StartError};
+use crate::slack::Slack;
+use crate::space;
 use crate::watch::Hub;
 
 /// How long a node may take to replay and elect.
@@ -37,10 +40,12 @@ pub(crate) struct Inner {
     pub(crate) renewals: lease::Renewals,
     /// Revisions whose history the deleter has dealt with.
     pub(crate) deleted: watch::Sender<u64>,
-    /// Leases granted for `Lock` calls and keys to clean up after callers that went away.
+    /// The engine's own tasks, and keys of locks to give up after callers that went away.
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
-    pub(crate) lock_waiters: Mutex<usize>,
+    pub(crate) lines: Mutex<Lines>,
+    pub(crate) holds: Arc<Holds>,
+    pub(crate) slack: Slack,
 }
 
 impl std::fmt::Debug for Engine {
@@ -139,7 +144,9 @@ impl Engine {
                 deleted: watch::Sender::new(0),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
-                lock_waiters: Mutex::new(0),
+                lines: Mutex::default(),
+                holds: Arc::default(),
+                slack: Slack::default(),
             }),
         };
         if let Err(error) = engine.set_quota().await {
@@ -151,7 +158,7 @@ impl Engine {
         engine.inner.tasks.spawn(lease::expire(engine.clone()));
         engine.inner.tasks.spawn(lease::stamp(engine.clone()));
         engine.inner.tasks.spawn(compact::delete(engine.clone()));
-        engine.inner.tasks.spawn(maintenance::watch_space(engine.clone()));
+        engine.inner.tasks.spawn(space::watch(engine.clone()));
         Ok(engine)
     }
 
@@ -244,13 +251,16 @@ impl Engine {
         let counters = &self.inner.counters;
         let (compact_revision, logical_bytes, quota_bytes, leases) = {
             let state = self.inner.consensus.state().read();
-            (state.compact_revision(), state.logical_bytes(), state.quota_bytes(), state.leases().count() as u64)
+            (state.compact_revision(), state.logical_bytes(), state.quota_bytes(), state.lease_count() as u64)
         };
         EngineMetrics {
             is_leader: status.is_leader,
+            // Every member votes as yet.
+            is_learner: false,
             has_leader: status.leader.is_some(),
             raft_term: status.term,
             log_index: status.last_log_index,
+            committed_index: status.committed_index,
             applied_index: status.applied_index,
             checkpoint_index: status.checkpoint_index,
             revision: self.revision(),
@@ -263,6 +273,7 @@ impl Engine {
             log_bytes: log.bytes,
             proposals: status.proposals,
             proposals_refused: status.proposals_refused,
+            proposals_failed: counters.proposals_failed.get(),
             proposals_pending: status.proposals_pending,
             read_rounds: status.read_rounds,
             reads_confirmed: status.reads_confirmed,
@@ -276,7 +287,7 @@ impl Engine {
             leases_revoked: counters.leases_revoked.get(),
             leases_renewed: counters.leases_renewed.get(),
             leases_expired: counters.leases_expired.get(),
-            lock_waiters: counters.lock_waiters.get(),
+            lock_waiters: self.inner.lines.lock().waiting() as u64,
             watch_streams: counters.watch_streams.get(),
             watchers: counters.watchers.get(),
             watchers_behind: counters.watchers_behind.get(),

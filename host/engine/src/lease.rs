@@ -5,7 +5,10 @@
 //! leadership, and the deadline stands in the state of every member; a lease is therefore neither early nor late across a change
 //! of leader, where etcd refreshes every lease in full (etcd issues 9395, 13294).
 //!
-//! **Invariant:** a lease whose deadline has come is not renewed here: its keepalive waits for the revocation and is answered 0.
+//! A deadline counts from the stamp of the entry, a client counts from the reply; [`crate::slack`] is what lies between them, and a
+//! lease counts as expired only when that has passed too.
+//!
+//! **Invariant:** a lease that has expired is not renewed here: its keepalive waits for the revocation and is answered 0.
 
 use std::time::Duration;
 
@@ -16,7 +19,7 @@ use kvasir_api::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest,
     LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use kvasir_api::limits::{LEASE_RENEW_QUEUE_MAX, LEASE_REVOKE_BATCH_MAX, LEASE_TTL_MAX_S};
+use kvasir_api::limits::{LEASE_RENEW_BATCH_MAX, LEASE_RENEW_QUEUE_MAX, LEASE_REVOKE_BATCH_MAX, LEASE_TTL_MAX_S};
 use kvasir_machine::Reply;
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,9 +27,6 @@ use crate::authorise;
 use crate::caller::Caller;
 use crate::engine::Engine;
 use crate::write::unexpected;
-
-/// Renewals in one entry: what fits a request with room to spare.
-const RENEW_BATCH_MAX: usize = 10_000;
 
 /// How long a revocation that failed waits for its next try, in milliseconds.
 const RETRY_MS: u64 = 50;
@@ -55,12 +55,27 @@ enum Standing {
 impl Engine {
     fn lease_standing(&self, caller: &Caller, id: i64) -> Standing {
         let now_ms = self.cluster_ms();
+        let expired_ms = self.expired_ms();
         let state = self.consensus().state().read();
         match state.lease(id).filter(|lease| lease.tenant == caller.tenant) {
             None => Standing::Missing,
-            Some(lease) if lease.deadline_ms <= now_ms => Standing::Expired,
-            Some(lease) => Standing::Alive { ttl_s: lease.ttl_s, left_ms: lease.deadline_ms - now_ms },
+            Some(lease) if lease.deadline_ms <= expired_ms => Standing::Expired,
+            Some(lease) => Standing::Alive { ttl_s: lease.ttl_s, left_ms: lease.deadline_ms.saturating_sub(now_ms) },
         }
+    }
+
+    /// Leases with a deadline up to here have expired.
+    fn expired_ms(&self) -> u64 {
+        let now_ms = self.cluster_ms();
+        now_ms.saturating_sub(self.inner().slack.at(now_ms))
+    }
+
+    /// Notes, before it is told, that leases of up to this TTL are counted on from now on; `began_ms` is before their stamp.
+    fn note_told(&self, began_ms: u64, ttl_s: i64) {
+        let now_ms = self.cluster_ms();
+        let ttl_ms = u64::try_from(ttl_s).unwrap_or(0).saturating_mul(1_000);
+        // Rounded up: milliseconds are cut off at both ends.
+        self.inner().slack.note(now_ms.saturating_sub(began_ms) + 1, now_ms.saturating_add(ttl_ms) + 1);
     }
 
     /// Grants a lease (etcd `Lease.LeaseGrant`); with id 0 the id is chosen here.
@@ -72,8 +87,10 @@ impl Engine {
             return Err(Error::LeaseTtlTooLarge);
         }
         let id = if request.id == 0 { self.fresh_lease_id()? } else { request.id };
+        let began_ms = self.cluster_ms();
         match self.submit(caller, Body::LeaseGrant(LeaseGrant { id, ttl_s: request.ttl })).await? {
             Reply::LeaseGrant { revision, id, ttl_s } => {
+                self.note_told(began_ms, ttl_s);
                 self.inner().counters.leases_granted.add(1);
                 let header = Some(self.header_at(revision));
                 Ok(LeaseGrantResponse { header, id, ttl: ttl_s, error: String::new() })
@@ -214,15 +231,19 @@ pub(crate) async fn renew(engine: Engine, mut queue: mpsc::Receiver<Renewal>) {
     loop {
         tokio::select! {
             () = engine.inner().stop.cancelled() => return,
-            count = queue.recv_many(&mut waiting, RENEW_BATCH_MAX) => if count == 0 { return },
+            count = queue.recv_many(&mut waiting, LEASE_RENEW_BATCH_MAX) => if count == 0 { return },
         }
         let mut ids: Vec<i64> = waiting.iter().map(|renewal| renewal.id).collect();
         ids.sort_unstable();
         ids.dedup();
         let caller = Caller::client();
+        let began_ms = engine.cluster_ms();
         let result = engine.propose_as(Body::LeaseRenew(LeaseRenew { ids }), caller.origin, caller.tenant).await;
         let result = match result {
-            Ok(Reply::LeaseRenew { leases, .. }) => Ok(leases),
+            Ok(Reply::LeaseRenew { leases, .. }) => {
+                engine.note_told(began_ms, leases.iter().map(|(_, ttl_s)| *ttl_s).max().unwrap_or(0));
+                Ok(leases)
+            }
             Ok(reply) => Err(unexpected(&reply)),
             Err(error) => Err(error),
         };
@@ -243,7 +264,7 @@ pub(crate) async fn expire(engine: Engine) {
     loop {
         // Not later than the next deadline, not more often than there is something to do; what is due and could not be revoked
         // is tried again after a pause.
-        let now_ms = engine.cluster_ms();
+        let now_ms = engine.expired_ms();
         let wait_ms = match engine.consensus().state().read().next_deadline_ms() {
             Some(at) if at > now_ms => interval_ms.min(at - now_ms),
             Some(_) => interval_ms.min(RETRY_MS),
@@ -263,7 +284,7 @@ async fn expire_some(engine: &Engine) -> bool {
         return false;
     }
     let term = engine.consensus().term();
-    let ids = engine.consensus().state().read().expired(engine.cluster_ms(), LEASE_REVOKE_BATCH_MAX);
+    let ids = engine.consensus().state().read().expired(engine.expired_ms(), LEASE_REVOKE_BATCH_MAX);
     if ids.is_empty() {
         return false;
     }
@@ -272,6 +293,8 @@ async fn expire_some(engine: &Engine) -> bool {
     match engine.propose_as(revoke, caller.origin, caller.tenant).await {
         Ok(Reply::LeaseRevoke { revoked, .. }) => {
             engine.inner().counters.leases_expired.add(revoked.len() as u64);
+            // etcd's counter of revocations has both.
+            engine.inner().counters.leases_revoked.add(revoked.len() as u64);
             !revoked.is_empty()
         }
         Ok(_) => false,
@@ -286,21 +309,49 @@ async fn expire_some(engine: &Engine) -> bool {
 /// the old one's was.
 pub(crate) async fn stamp(engine: Engine) {
     let interval_ms = engine.inner().options.lease_stamp_interval_ms.max(1);
+    let mut wait_ms = interval_ms;
     loop {
         tokio::select! {
             () = engine.inner().stop.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
         }
-        let stale = {
+        let stamped_ms = {
             let state = engine.consensus().state().read();
-            state.next_deadline_ms().is_some() && state.cluster_ms().saturating_add(interval_ms) <= engine.cluster_ms()
+            state.next_deadline_ms().map(|_| state.cluster_ms())
         };
-        if !stale || !engine.is_leader() {
+        wait_ms = until_stamp(stamped_ms, engine.cluster_ms(), interval_ms);
+        if wait_ms > 0 {
+            continue;
+        }
+        // Another one leads, or the next try is as good.
+        wait_ms = interval_ms.min(RETRY_MS);
+        if !engine.is_leader() {
             continue;
         }
         let caller = Caller::client();
-        if let Err(error) = engine.propose_as(Body::Tick(Tick {}), caller.origin, caller.tenant).await {
-            tracing::debug!(%error, "a stamp was not replicated");
+        match engine.propose_as(Body::Tick(Tick {}), caller.origin, caller.tenant).await {
+            Ok(_) => wait_ms = interval_ms,
+            Err(error) => tracing::debug!(%error, "a stamp was not replicated"),
         }
+    }
+}
+
+/// How long until a stamp is due, 0 when it is; `stamped_ms` is the last one's time while there are leases. Without leases the next
+/// look is due early enough for one that is granted right after this one.
+fn until_stamp(stamped_ms: Option<u64>, now_ms: u64, interval_ms: u64) -> u64 {
+    stamped_ms.map_or(interval_ms, |stamped_ms| stamped_ms.saturating_add(interval_ms).saturating_sub(now_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::until_stamp;
+
+    #[test]
+    fn a_stamp_is_due_one_interval_after_the_last_however_often_was_looked() {
+        assert_eq!(until_stamp(None, 5_000, 2_000), 2_000);
+        // A look shortly before it is due comes back when it is, not an interval later.
+        assert_eq!(until_stamp(Some(4_000), 5_900, 2_000), 100);
+        assert_eq!(until_stamp(Some(4_000), 6_000, 2_000), 0);
+        assert_eq!(until_stamp(Some(4_000), 9_000, 2_000), 0);
     }
 }

@@ -8,6 +8,7 @@
 
 mod authorise;
 mod caller;
+mod collect;
 mod compact;
 mod engine;
 mod fill;
@@ -19,6 +20,8 @@ mod metrics;
 mod options;
 mod plugin;
 mod range;
+mod slack;
+mod space;
 mod watch;
 mod write;
 

@@ -3,7 +3,10 @@
 //! The key is `<name>/<lease in hex>`; the owner is the key of the name with the lowest create revision. Plugins, v3lock and
 //! clientv3's Mutex exclude each other because they write the same keys.
 //!
-//! **Invariant:** waiters are served in the order their keys were created; a caller that goes away leaves no key behind.
+//! **Invariant:** waiters are served in the order their keys were created; a caller that goes away leaves no key behind, and takes
+//! none that another call holds or waits with.
+
+mod line;
 
 use std::time::Duration;
 
@@ -24,6 +27,9 @@ use tokio::time::Instant;
 use crate::authorise::{Access, allow};
 use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
+
+pub(crate) use line::Lines;
+use line::{Entered, GiveUp, Slot};
 
 impl Engine {
     /// Takes a lock; returns once it is held (etcd `Lock.Lock`). Without a lease a fresh one of 60 s is granted. Dropping the
@@ -56,16 +62,16 @@ impl Engine {
         let holder = Caller { grants: None, ..caller.clone() };
         let lease = match request.lease {
             0 => {
+                self.inner().lines.lock().room(LOCK_WAITERS_MAX)?;
                 let grant = LeaseGrantRequest { ttl: LOCK_LEASE_TTL_S, id: 0 };
                 self.lease_grant(&holder, grant).await?.id
             }
             lease => lease,
         };
         let key = Bytes::from([&prefix[..], format!("{lease:x}").as_bytes()].concat());
-        let _waiting = self.wait_in_line()?;
-        // From here on a key may stand in the queue; whoever leaves early takes it back.
-        let mut place = Place { engine: self.clone(), caller: holder.clone(), key: Some(key.clone()) };
-        let created = self.queue_up(&holder, &prefix, &key, lease).await?;
+        // From here on a key may stand in the queue; the last to leave early takes it back.
+        let place = self.stand_in_line(&holder, key.clone()).await?;
+        let created = place.answered(self.queue_up(&holder, &prefix, &key, lease).await)?;
         // None: longer than there is time.
         let deadline = Instant::now().checked_add(patience);
         while let Some(ahead) = self.ahead(&holder, &prefix, created).await? {
@@ -82,7 +88,7 @@ impl Engine {
         if held.is_none_or(|held| held != created) {
             return Err(Error::Unknown("mutex: session is expired".to_owned()));
         }
-        place.key = None;
+        self.inner().lines.lock().held(&place.slot, created);
         Ok(Some(LockResponse { header: Some(self.header()), key }))
     }
 
@@ -101,25 +107,21 @@ impl Engine {
         Ok(UnlockResponse { header: deleted.header })
     }
 
-    fn wait_in_line(&self) -> Result<Waiting, Error> {
-        let mut waiters = self.inner().lock_waiters.lock();
-        if *waiters >= LOCK_WAITERS_MAX {
-            return Err(Error::TooManyRequests);
+    async fn stand_in_line(&self, caller: &Caller, key: Bytes) -> Result<Place, Error> {
+        let slot = (caller.tenant, key);
+        loop {
+            let before = i64::try_from(self.revision()).unwrap_or(i64::MAX);
+            let entered = self.inner().lines.lock().enter(&slot, before, LOCK_WAITERS_MAX)?;
+            match entered {
+                Entered::Yes => return Ok(Place { engine: self.clone(), caller: caller.clone(), slot }),
+                Entered::Leaving(gone) => gone.cancelled().await,
+            }
         }
-        *waiters += 1;
-        self.inner().counters.lock_waiters.add(1);
-        Ok(Waiting { engine: self.clone() })
     }
 
-    /// Puts the lock's key unless it is there; returns its create revision (clientv3 `Mutex.tryAcquire`).
-    async fn queue_up(&self, caller: &Caller, prefix: &Bytes, key: &Bytes, lease: i64) -> Result<i64, Error> {
-        let absent = Compare {
-            result: CompareResult::Equal as i32,
-            target: CompareTarget::Create as i32,
-            key: key.clone(),
-            target_union: Some(TargetUnion::CreateRevision(0)),
-            range_end: Bytes::new(),
-        };
+    /// Puts the lock's key unless it is there (clientv3 `Mutex.tryAcquire`).
+    async fn queue_up(&self, caller: &Caller, prefix: &Bytes, key: &Bytes, lease: i64) -> Result<Queued, Error> {
+        let absent = created(key, CompareResult::Equal, 0);
         let op = |request| RequestOp { request: Some(request) };
         let put = PutRequest { key: key.clone(), lease, ..PutRequest::default() };
         let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
@@ -131,10 +133,12 @@ impl Engine {
         tracing::trace!(?prefix, lease, "waiting for a lock");
         let done = self.txn(caller, txn).await?;
         if done.succeeded {
-            return Ok(done.header.map_or(0, |header| header.revision));
+            return Ok(Queued { created: done.header.map_or(0, |header| header.revision), made: true });
         }
         match done.responses.into_iter().next().and_then(|op| op.response) {
-            Some(Response::ResponseRange(range)) if !range.kvs.is_empty() => Ok(range.kvs[0].create_revision),
+            Some(Response::ResponseRange(range)) if !range.kvs.is_empty() => {
+                Ok(Queued { created: range.kvs[0].create_revision, made: false })
+            }
             _ => Err(Error::Internal("a key that exists was not found in the same transaction".to_owned())),
         }
     }
@@ -184,15 +188,21 @@ impl Engine {
     }
 }
 
-/// Counts a caller that waits.
-struct Waiting {
-    engine: Engine,
+/// The key that a call waits with.
+struct Queued {
+    created: i64,
+    /// It was not there before.
+    made: bool,
 }
 
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        *self.engine.inner().lock_waiters.lock() -= 1;
-        self.engine.inner().counters.lock_waiters.sub(1);
+/// Compares a key's create revision, which is 0 when it is not there.
+fn created(key: &Bytes, result: CompareResult, revision: i64) -> Compare {
+    Compare {
+        result: result as i32,
+        target: CompareTarget::Create as i32,
+        key: key.clone(),
+        target_union: Some(TargetUnion::CreateRevision(revision)),
+        range_end: Bytes::new(),
     }
 }
 
@@ -209,26 +219,49 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// A place in the queue; deletes its key when it is given up.
+/// A call's place in line; leaving it gives the key up if nobody else has it.
 struct Place {
     engine: Engine,
     caller: Caller,
-    key: Option<Bytes>,
+    slot: Slot,
+}
+
+impl Place {
+    /// Notes what came of queueing up; returns the key's create revision.
+    fn answered(&self, queued: Result<Queued, Error>) -> Result<i64, Error> {
+        let made = match &queued {
+            Ok(queued) => queued.made.then_some(queued.created),
+            // It may have landed, or may still.
+            Err(Error::Timeout | Error::LeaderChanged | Error::Stopped) => return queued.map(|queued| queued.created),
+            Err(_) => None,
+        };
+        self.engine.inner().lines.lock().answered(&self.slot, made);
+        queued.map(|queued| queued.created)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(key) = self.key.take() else { return };
-        let (engine, caller) = (self.engine.clone(), self.caller.clone());
+        let Some(given_up) = self.engine.inner().lines.lock().leave(&self.slot) else { return };
+        let (engine, caller, slot) = (self.engine.clone(), self.caller.clone(), self.slot.clone());
         if engine.inner().stop.is_cancelled() {
+            // Left to its lease; whoever waits for the line is told of the stop.
+            engine.inner().lines.lock().gone(&slot);
             return;
         }
         self.engine.inner().tasks.spawn(async move {
-            let delete = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
-            let left = engine.propose_as(Body::DeleteRange(delete), caller.origin, caller.tenant).await;
-            if let Err(error) = left {
+            let key = slot.1.clone();
+            let unchanged = match given_up {
+                GiveUp::CreatedAt(revision) => created(&key, CompareResult::Equal, revision),
+                GiveUp::CreatedAfter(revision) => created(&key, CompareResult::Greater, revision),
+            };
+            let delete = Request::RequestDeleteRange(DeleteRangeRequest { key, ..DeleteRangeRequest::default() });
+            let success = vec![RequestOp { request: Some(delete) }];
+            let txn = TxnRequest { compare: vec![unchanged], success, failure: Vec::new() };
+            if let Err(error) = engine.propose_as(Body::Txn(txn), caller.origin, caller.tenant).await {
                 tracing::debug!(%error, "a lock's key is left to its lease");
             }
+            engine.inner().lines.lock().gone(&slot);
         });
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! **Invariant:** sizes reported to clients are logical bytes, the same that the quota counts, never file sizes.
 
-use kvasir_api::Error;
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{Alarm, QuotaSet};
 use kvasir_api::etcdserverpb::alarm_request::AlarmAction;
@@ -10,6 +9,7 @@ use kvasir_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, Member, MemberListRequest,
     MemberListResponse, StatusRequest, StatusResponse,
 };
+use kvasir_api::{ETCD_VERSION, Error};
 use kvasir_machine::Reply;
 
 use crate::authorise;
@@ -17,9 +17,6 @@ use crate::caller::Caller;
 use crate::engine::Engine;
 use crate::options::StartError;
 use crate::write::unexpected;
-
-/// The etcd release whose API this is: clients take their abilities from it.
-pub(crate) const ETCD_VERSION: &str = "3.6.0";
 
 impl Engine {
     /// Raises, lifts or lists alarms (etcd `Maintenance.Alarm`).
@@ -120,19 +117,9 @@ impl Engine {
         Ok(DefragmentResponse { header: Some(self.header()) })
     }
 
-    /// Makes the state durable and writes it to a snapshot file at `path`, for a backup or for another node; returns its size in
-    /// bytes. The format is kvasir's own (`docs/storage.md`), not etcd's.
-    ///
-    /// # Errors
-    /// `PermissionDenied`, `Internal` with the disk's error.
-    pub async fn snapshot(&self, caller: &Caller, path: std::path::PathBuf) -> Result<u64, Error> {
-        authorise::allow_operator(caller)?;
-        let store = self.consensus().store().clone();
-        match tokio::task::spawn_blocking(move || store.export(&path)).await {
-            Ok(Ok(info)) => Ok(info.bytes),
-            Ok(Err(error)) => Err(Error::Internal(error.to_string())),
-            Err(error) => Err(Error::Internal(error.to_string())),
-        }
+    /// The alarms that this node knows to be raised, with the members that raised them; asks no other.
+    pub fn alarms(&self) -> Vec<(u64, AlarmType)> {
+        self.consensus().state().read().alarms().collect()
     }
 
     /// Puts the quota in force that the node was started with, when it is another one.
@@ -146,42 +133,5 @@ impl Engine {
             .await
             .map(|_| ())
             .map_err(|error| StartError::NotReady(format!("the quota cannot be set: {error}")))
-    }
-}
-
-/// Raises NOSPACE early, while there is still room to say so: watches the disk's free space.
-pub(crate) async fn watch_space(engine: Engine) {
-    use kvasir_api::limits::{DISK_FREE_BYTES_MIN, DISK_LOOK_INTERVAL_MS};
-    let member_id = engine.node_id();
-    loop {
-        tokio::select! {
-            () = engine.inner().stop.cancelled() => return,
-            () = tokio::time::sleep(std::time::Duration::from_millis(DISK_LOOK_INTERVAL_MS)) => {}
-        }
-        let consensus = engine.consensus().clone();
-        let free = tokio::task::spawn_blocking(move || consensus.free_bytes()).await;
-        let Ok(Some(free)) = free else { continue };
-        let raised = engine
-            .consensus()
-            .state()
-            .read()
-            .alarms()
-            .any(|(member, alarm)| member == member_id && alarm == AlarmType::Nospace);
-        if free >= DISK_FREE_BYTES_MIN || raised || !engine.has_leader() {
-            continue;
-        }
-        tracing::warn!(free_bytes = free, "the disk is nearly full: raising NOSPACE; writes are refused until it is lifted");
-        let alarm = Alarm { activate: true, member_id, alarm: AlarmType::Nospace as i32 };
-        let caller = Caller::client();
-        match engine.propose_as(Body::Alarm(alarm), caller.origin, caller.tenant).await {
-            Ok(_) => {
-                let consensus = engine.consensus().clone();
-                let dropped = tokio::task::spawn_blocking(move || consensus.drop_ballast());
-                if let Err(error) = dropped.await {
-                    tracing::warn!(%error, "the ballast was not dropped");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "NOSPACE was not raised"),
-        }
     }
 }

@@ -31,6 +31,8 @@ pub struct EngineOptions {
     pub election_ms: u64,
     /// How long a request may take in all, in milliseconds.
     pub request_timeout_ms: u64,
+    /// How often the disk's free space is looked at, in milliseconds.
+    pub disk_look_interval_ms: u64,
     /// How often expired leases are looked for, in milliseconds.
     pub lease_scan_interval_ms: u64,
     /// While leases are outstanding a stamp is replicated at least so often, in milliseconds.
@@ -63,6 +65,7 @@ impl EngineOptions {
             heartbeat_ms: 100,
             election_ms: 1_000,
             request_timeout_ms: limits::REQUEST_TIMEOUT_MS,
+            disk_look_interval_ms: limits::DISK_LOOK_INTERVAL_MS,
             lease_scan_interval_ms: limits::LEASE_SCAN_INTERVAL_MS,
             lease_stamp_interval_ms: limits::LEASE_STAMP_INTERVAL_MS,
             watch_progress_interval_ms: limits::WATCH_PROGRESS_INTERVAL_MS,

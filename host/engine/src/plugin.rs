@@ -10,7 +10,7 @@ use kvasir_api::Error;
 use kvasir_api::command::Origin;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::RangeRequest;
-use kvasir_api::limits::RANGE_SLICE_KEYS;
+use kvasir_api::limits::{DEAD_LETTERS_LISTED_MAX, RANGE_SLICE_KEYS};
 use kvasir_api::mvccpb::KeyValue;
 use kvasir_machine::{
     DeadLetterRecord, Item, PluginRecord, RangeReply, Reply, Rev, Table, TriggerRecord, blob_chunk_key, dead_letter_key,
@@ -23,9 +23,6 @@ use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
 
 pub use history::HistoryBatch;
-
-/// Dead letters read at once.
-const DEAD_LETTERS_MAX: usize = 1_000;
 
 /// A part of a range at one revision.
 #[derive(Debug, Clone, Default)]
@@ -111,7 +108,7 @@ impl Engine {
         // There is one partition.
         let after = after.map(|(trigger, at)| dead_letter_key(plugin, trigger, 0, at));
         self.blocking(move |store| {
-            let page = store.table_scan(Table::DeadLetter, &prefix, after.as_deref(), DEAD_LETTERS_MAX)?;
+            let page = store.table_scan(Table::DeadLetter, &prefix, after.as_deref(), DEAD_LETTERS_LISTED_MAX)?;
             let invalid =
                 |error: kvasir_machine::FormatError| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
             let more = page.more;

@@ -1,18 +1,18 @@
 //! Reads: linearizable by a shared ReadIndex round, serializable at once, and long ones in slices.
 //!
-//! **Invariant:** one hold of the state's lock reads at most [`RANGE_SLICE_KEYS`] keys of a plain range; the slices are of one
-//! revision, which the first one pins.
+//! **Invariant:** one hold of the state's lock reads at most [`RANGE_SLICE_KEYS`] keys; the slices are of one revision, which the
+//! first one pins. Only a range of the present that was overtaken by compactions [`RANGE_RESTARTS_MAX`] times holds it for the whole.
 
-use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use kvasir_api::etcdserverpb::{RangeRequest, RangeResponse};
-use kvasir_api::limits::RANGE_SLICE_KEYS;
+use kvasir_api::limits::{RANGE_RESTARTS_MAX, RANGE_SLICE_KEYS};
 use kvasir_machine::{Item, RangeReply, check_range};
 
 use crate::authorise;
 use crate::caller::Caller;
+use crate::collect::Collect;
 use crate::engine::Engine;
+use crate::metrics::Executed;
 
 impl Engine {
     /// Reads a key or a range (etcd `KV.Range`).
@@ -20,13 +20,13 @@ impl Engine {
     /// # Errors
     /// etcd's: `EmptyKey`, `Compacted`, `FutureRevision`, `PermissionDenied`, `NoLeader`, `Timeout`.
     pub async fn range(&self, caller: &Caller, request: RangeRequest) -> Result<RangeResponse, Error> {
-        self.inner().counters.ranges.add(1);
         check_range(&request)?;
         authorise::allow_range(caller, &request)?;
         if !request.serializable {
             self.linearize().await?;
         }
         let reply = self.read(caller.tenant, &request).await?;
+        self.inner().counters.executed(&Executed { ranges: 1, ..Executed::default() });
         Ok(self.range_response(reply))
     }
 
@@ -40,39 +40,34 @@ impl Engine {
 
     /// Reads the applied state.
     pub(crate) async fn read(&self, tenant: u64, request: &RangeRequest) -> Result<RangeReply, Error> {
-        let reply = if is_plain(request) {
-            self.read_slices(tenant, request).await?
-        } else {
-            self.consensus().state().read().range(tenant, request)?
-        };
-        self.fill_range(reply).await
+        for _ in 0..RANGE_RESTARTS_MAX {
+            match self.read_slices(tenant, request).await {
+                // A reader of the present named no revision that could go: it reads a later present.
+                Err(Error::Compacted) if request.revision <= 0 => {}
+                done => return done,
+            }
+        }
+        let whole = self.consensus().state().read().range(tenant, request)?;
+        self.fill_range(whole).await
     }
 
     async fn read_slices(&self, tenant: u64, request: &RangeRequest) -> Result<RangeReply, Error> {
-        let mut revision = u64::try_from(request.revision.max(0)).unwrap_or(0);
-        let mut seen_at = 0;
-        let mut items: Vec<Item> = Vec::new();
-        let mut after: Option<Bytes> = None;
+        let mut collect = Collect::new(tenant, request.clone());
         loop {
-            let slice = {
-                let state = self.consensus().state().read();
-                if seen_at == 0 {
-                    seen_at = state.revision();
-                    if revision == 0 {
-                        revision = seen_at;
-                    }
-                }
-                state.range_slice(tenant, &request.key, &request.range_end, revision, after.as_deref(), RANGE_SLICE_KEYS)?
-            };
-            items.extend(slice.items);
-            after = slice.more;
-            if after.is_none() {
+            // The lock is gone before what was found is looked at.
+            let sliced = collect.slice(&self.consensus().state().read(), RANGE_SLICE_KEYS)?;
+            if !collect.take(sliced) {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        let count = items.len() as u64;
-        Ok(RangeReply { revision: seen_at, items, more: false, count, by_value: None })
+        let reply = if collect.is_long() {
+            let ordered = tokio::task::spawn_blocking(move || collect.finish()).await;
+            ordered.map_err(|error| Error::Internal(error.to_string()))?
+        } else {
+            collect.finish()
+        };
+        self.fill_range(reply).await
     }
 
     pub(crate) fn range_response(&self, reply: RangeReply) -> RangeResponse {
@@ -83,20 +78,4 @@ impl Engine {
             count: i64::try_from(reply.count).unwrap_or(i64::MAX),
         }
     }
-}
-
-/// A whole range in key order with values: what slices can serve. Everything else needs the range as a whole, for its count, its
-/// order or its filters.
-fn is_plain(request: &RangeRequest) -> bool {
-    !request.range_end.is_empty()
-        && request.limit == 0
-        && !request.keys_only
-        && !request.count_only
-        && request.revision >= 0
-        && request.sort_target == SortTarget::Key as i32
-        && request.sort_order != SortOrder::Descend as i32
-        && request.min_mod_revision == 0
-        && request.max_mod_revision == 0
-        && request.min_create_revision == 0
-        && request.max_create_revision == 0
 }

@@ -15,6 +15,7 @@ use kvasir_machine::{
 use crate::authorise;
 use crate::caller::Caller;
 use crate::engine::Engine;
+use crate::metrics::Executed;
 
 /// A reply of another kind than the command's: a fault of ours.
 pub(crate) fn unexpected(reply: &Reply) -> Error {
@@ -28,7 +29,6 @@ impl Engine {
     /// etcd's: `EmptyKey`, `ValueProvided`, `LeaseProvided`, `KeyNotFound`, `LeaseNotFound`, `NoSpace`, `RequestTooLarge`,
     /// `TooManyRequests`, `Timeout` (fate unknown).
     pub async fn put(&self, caller: &Caller, request: PutRequest) -> Result<PutResponse, Error> {
-        self.inner().counters.puts.add(1);
         check_put(&request)?;
         match self.submit(caller, Body::Put(request)).await? {
             Reply::Put(reply) => Ok(self.put_response(reply)),
@@ -41,7 +41,6 @@ impl Engine {
     /// # Errors
     /// As [`Engine::put`].
     pub async fn delete_range(&self, caller: &Caller, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Error> {
-        self.inner().counters.deletes.add(1);
         check_delete_range(&request)?;
         match self.submit(caller, Body::DeleteRange(request)).await? {
             Reply::DeleteRange(reply) => Ok(self.delete_response(reply)),
@@ -54,13 +53,13 @@ impl Engine {
     /// # Errors
     /// As [`Engine::put`], and `TooManyOps`, `DuplicateKey`, `Compacted`, `FutureRevision`.
     pub async fn txn(&self, caller: &Caller, request: TxnRequest) -> Result<TxnResponse, Error> {
-        self.inner().counters.txns.add(1);
         check_txn(&request)?;
         if State::is_read_only(&request) {
             authorise::allow_txn(caller, &request)?;
             self.linearize().await?;
             let reply = self.consensus().state().read().read_txn(caller.tenant, &request)?;
             let reply = self.fill_txn(reply).await?;
+            self.inner().counters.executed(&Executed::of_txn(&reply));
             return Ok(self.txn_response(reply));
         }
         match self.submit(caller, Body::Txn(request)).await? {

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command, FromArgMatches, Subcommand, error::ErrorKind};
 
 use crate::cli::{self, Verb};
-use crate::config::{Config, ConfigError, NOT_YET, SETTINGS, variable};
+use crate::config::refused::NOT_YET;
+use crate::config::{Config, ConfigError, SETTINGS, variable};
 use crate::serve;
 
 /// Refused or failed.
@@ -48,11 +49,12 @@ pub(crate) fn fail(reason: &str, code: u8) -> ExitCode {
 pub(crate) fn command() -> Command {
     let serve = SETTINGS.iter().fold(Command::new("serve").about("Runs a node: no flags needed"), |command, setting| {
         let help = format!("{} [env: {}]", setting.help, variable(setting.name));
-        command.arg(Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help).allow_hyphen_values(true))
+        command.arg(Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help).allow_negative_numbers(true))
     });
     // etcd's flags that are refused parse with or without a value, so that the refusal can say why.
     let serve = NOT_YET.iter().fold(serve, |command, (name, _)| {
-        command.arg(Arg::new(*name).long(*name).hide(true).num_args(0..=1).default_missing_value("").allow_hyphen_values(true))
+        command
+            .arg(Arg::new(*name).long(*name).hide(true).num_args(0..=1).default_missing_value("").allow_negative_numbers(true))
     });
     let root = Command::new("kvasir")
         .about("A strongly consistent key-value node that runs its users' code, and its client")
@@ -125,6 +127,21 @@ mod tests {
     fn a_flag_without_its_value_is_refused() {
         let line = usage_line(&parse(&["serve", "--data-dir"]).expect_err("no value"));
         assert!(line.contains("--data-dir"), "{line}");
+    }
+
+    #[test]
+    fn a_flag_does_not_swallow_the_next_one() {
+        let line = usage_line(&parse(&["serve", "--data-dir", "--name", "a"]).expect_err("no value"));
+        assert!(line.contains("--data-dir"), "{line}");
+        let matches = parse(&["serve", "--unsafe-no-fsync", "--name", "a"]).expect("parsed, to be refused with a reason");
+        let (_, flags) = matches.subcommand().expect("serve");
+        assert_eq!(flags.get_one::<String>("name").map(String::as_str), Some("a"));
+        assert!(matches!(serve_config(flags), Err(ConfigError::NotYet { name, .. }) if name == "unsafe-no-fsync"));
+        // What begins with a dash and is no flag is a value still, to be refused for what it is.
+        let matches = parse(&["serve", "--quota-backend-bytes", "-1", "--data-dir=-x"]).expect("parsed");
+        let (_, flags) = matches.subcommand().expect("serve");
+        assert_eq!(flags.get_one::<String>("data-dir").map(String::as_str), Some("-x"));
+        assert!(serve_config(flags).is_err_and(|error| error.to_string().contains("quota-backend-bytes")));
     }
 
     #[test]

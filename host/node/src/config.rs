@@ -9,7 +9,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use refused::NOT_YET;
+
 pub(crate) mod parse;
+pub(crate) mod refused;
 #[cfg(test)]
 mod tests;
 
@@ -58,43 +61,6 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "error, warn, info, debug or trace; or filters such as info,kvasir_engine=debug [default: info]",
     ),
     setting("log-outputs", "OUTPUT", "stderr, stdout or the path of a file to append to [default: stderr]"),
-];
-
-/// etcd's flags that this version refuses, and what holds instead.
-pub(crate) const NOT_YET: &[(&str, &str)] = &[
-    ("auth-token", "auth is off; leave it out"),
-    ("auto-compaction-mode", "compact with a client, such as etcdctl compaction REVISION"),
-    ("auto-compaction-retention", "compact with a client, such as etcdctl compaction REVISION"),
-    ("auto-tls", "TLS for clients is not served; put a TLS proxy in front, or listen on loopback"),
-    ("backend-batch-interval", "every write is synced with all that wait beside it; leave it out"),
-    ("backend-batch-limit", "every write is synced with all that wait beside it; leave it out"),
-    ("cert-file", "TLS for clients is not served; put a TLS proxy in front, or listen on loopback"),
-    ("client-cert-auth", "TLS for clients is not served; put a TLS proxy in front, or listen on loopback"),
-    ("discovery", "a node runs alone; leave it out"),
-    ("discovery-srv", "a node runs alone; leave it out"),
-    ("enable-grpc-gateway", "the JSON gateway under /v3/ is not served; use gRPC"),
-    ("enable-pprof", "use the host's own profiler"),
-    ("force-new-cluster", "a node runs alone; leave it out"),
-    ("initial-advertise-peer-urls", "a node runs alone; leave it out"),
-    ("initial-cluster", "a node runs alone; leave it out"),
-    ("initial-cluster-state", "a node runs alone; leave it out"),
-    ("initial-cluster-token", "a node runs alone; leave it out"),
-    ("key-file", "TLS for clients is not served; put a TLS proxy in front, or listen on loopback"),
-    ("listen-metrics-urls", "/metrics and /health are on the client port"),
-    ("listen-peer-urls", "a node runs alone; leave it out"),
-    ("log-format", "logs are lines of text; leave it out"),
-    ("logger", "logs are lines of text; leave it out"),
-    ("max-request-bytes", "the limit is 1572864 bytes"),
-    ("max-snapshots", "a node runs alone and keeps none; leave it out"),
-    ("max-txn-ops", "the limit is 128 operations"),
-    ("max-wals", "the log is cut below each checkpoint; leave it out"),
-    ("peer-cert-file", "a node runs alone; leave it out"),
-    ("peer-key-file", "a node runs alone; leave it out"),
-    ("peer-trusted-ca-file", "a node runs alone; leave it out"),
-    ("snapshot-count", "checkpoints follow bytes and seconds; leave it out"),
-    ("trusted-ca-file", "TLS for clients is not served; put a TLS proxy in front, or listen on loopback"),
-    ("unsafe-no-fsync", "every acknowledged write is synced; leave it out"),
-    ("wal-dir", "the log is kept in --data-dir; leave it out"),
 ];
 
 /// What `serve` runs with.

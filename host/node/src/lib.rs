@@ -11,6 +11,7 @@ mod clock;
 mod config;
 mod doors;
 mod logging;
+mod memory;
 mod serve;
 
 pub use args::run;

@@ -18,9 +18,9 @@ use tokio::sync::watch as flag;
 use tokio::task::JoinSet;
 
 use crate::args::{EXIT_FAILED, fail};
-use crate::config::Config;
+use crate::config::{Config, LogOutput};
 use crate::doors::{self, Door, listener};
-use crate::logging;
+use crate::{logging, memory};
 
 /// Serves until a signal or a fault of the disk, and says how it ended.
 pub(crate) fn run(config: Config) -> ExitCode {
@@ -77,15 +77,17 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
     let door = Door::new(engine.clone(), plugins.clone(), stopping.clone());
     let front = doors::front(door, |routes| routes.add_service(health_service));
     let mut serving = JoinSet::new();
+    let permits = listener::permits();
     for (listener, address) in listeners {
-        serving.spawn(listener::serve(listener, front.clone(), listener::Settings::of(&config), stopping.clone()));
+        let settings = listener::Settings::of(&config);
+        serving.spawn(listener::serve(listener, front.clone(), settings, permits.clone(), stopping.clone()));
         say(&format!("ready to serve client requests on {address}"));
     }
 
     // Until somebody or the disk ends it.
     let reason = tokio::select! {
         name = signals.next() => name,
-        reason = engine.fatal() => return Err(reason),
+        reason = engine.fatal() => return Err(aloud(&config, reason)),
     };
 
     // The stop: no new connections, open streams are told, requests under way may finish; then the plugins, then the engine with
@@ -106,17 +108,25 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
     tokio::select! {
         () = stopped => {}
         name = signals.next() => return Err(format!("{name} again: stopped at once; every acknowledged write is in the log")),
-        reason = engine.fatal() => return Err(reason),
+        reason = engine.fatal() => return Err(aloud(&config, reason)),
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Why the process must end, for its last line; logs that go elsewhere have it too.
+fn aloud(config: &Config, reason: String) -> String {
+    if config.log_output != LogOutput::Stderr {
+        tracing::error!("{reason}");
+    }
+    reason
 }
 
 fn engine_options(config: &Config, advertised: Vec<String>) -> EngineOptions {
     let mut options = EngineOptions::new(config.data_dir.clone(), Arc::new(RealDisk));
     options.name = config.name.clone();
     options.client_urls = advertised;
-    options.quota_bytes = config.quota_bytes;
+    options.quota_bytes = Some(config.quota_bytes.unwrap_or_else(memory::quota_default));
     options.heartbeat_ms = config.heartbeat_ms;
     options.election_ms = config.election_ms;
     options

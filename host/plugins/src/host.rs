@@ -80,40 +80,27 @@ impl Drop for Inner {
     }
 }
 
-/// Counters since the host started, and gauges.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PluginMetrics {
-    /// Installed plugins.
-    pub plugins: u64,
-    /// Of them, quarantined.
-    pub plugins_quarantined: u64,
-    /// Of them, whose code cannot run here.
-    pub plugins_failed: u64,
-    /// Runs going on now.
-    pub running: u64,
-    /// Runs ended.
-    pub runs_total: u64,
-    /// Runs that failed by the guest's fault.
-    pub faults_total: u64,
-    /// Of them, trapped or stopped by a limit.
-    pub stopped_total: u64,
-    /// Runs repeated because what they read had changed.
-    pub conflicts_total: u64,
-    /// Effects committed.
-    pub effects_total: u64,
-    /// Events parked as dead letters.
-    pub parked_total: u64,
-    /// Times a plugin was quarantined.
-    pub quarantines_total: u64,
-    /// Processor time of guests, in microseconds.
-    pub cpu_us_total: u64,
-    /// Time from start to end of runs, in microseconds.
-    pub run_us_total: u64,
-    /// Largest distance between a watch trigger and the store's revision.
-    pub lag_revisions_max: u64,
-    /// Linear memories in use and kept warm; 0 without pooling.
-    pub pool_memories: u64,
+kvasir_api::metrics! {
+    /// Counters since the host started, and gauges.
+    #[derive(Debug, Clone, Default, PartialEq, Eq)]
+    #[non_exhaustive]
+    pub struct PluginMetrics {
+        plugins: u64 = Gauge "kvasir_plugins", "Installed plugins.";
+        plugins_quarantined: u64 = Gauge "kvasir_plugins_quarantined", "Plugins that are quarantined.";
+        plugins_failed: u64 = Gauge "kvasir_plugins_failed", "Plugins whose code cannot run here.";
+        running: u64 = Gauge "kvasir_plugins_running", "Runs going on now.";
+        runs_total: u64 = Counter "kvasir_plugins_runs_total", "Runs ended.";
+        faults_total: u64 = Counter "kvasir_plugins_faults_total", "Runs that failed by the guest's fault.";
+        stopped_total: u64 = Counter "kvasir_plugins_stopped_total", "Runs that trapped or were stopped by a limit.";
+        conflicts_total: u64 = Counter "kvasir_plugins_conflicts_total", "Runs repeated because what they read had changed.";
+        effects_total: u64 = Counter "kvasir_plugins_effects_total", "Effects committed.";
+        parked_total: u64 = Counter "kvasir_plugins_parked_total", "Events parked as dead letters.";
+        quarantines_total: u64 = Counter "kvasir_plugins_quarantines_total", "Times a plugin was quarantined.";
+        cpu_us_total: u64 = Counter "kvasir_plugins_cpu_microseconds_total", "Processor time of guests, in microseconds.";
+        run_us_total: u64 = Counter "kvasir_plugins_run_microseconds_total", "Time from start to end of runs, in microseconds.";
+        lag_revisions_max: u64 = Gauge "kvasir_plugins_lag_revisions_max", "Largest distance of a watch trigger from the store.";
+        pool_memories: u64 = Gauge "kvasir_plugins_pool_memories", "Linear memories in use and kept warm; 0 without pooling.";
+    }
 }
 
 impl PluginHost {

@@ -7,14 +7,12 @@ use std::io;
 use std::sync::Arc;
 
 use kvasir_api::Error;
-use kvasir_api::limits::{HISTORY_READ_BYTES_MAX, HISTORY_READ_ROWS_MAX};
+use kvasir_api::limits::{HISTORY_PIECES_MAX, HISTORY_READ_BYTES_MAX, HISTORY_READ_ROWS_MAX};
 use kvasir_machine::{Change, Rev, Row};
 
 use crate::caller::KeyRange;
 use crate::engine::Engine;
 
-/// Reads that one call may make before it answers with what it has, unless that would end within a revision.
-const PIECES_MAX: usize = 16;
 /// Rows of the first such read at least; twice as many each time.
 const PIECE_ROWS_MIN: usize = 256;
 const PIECE_BYTES_MIN: usize = 256 << 10;
@@ -62,7 +60,7 @@ impl Engine {
             full: false,
         };
         let (mut pieces, mut rows_max) = (0, max_events.clamp(PIECE_ROWS_MIN, HISTORY_READ_ROWS_MAX));
-        while !taking.full && taking.next.main <= to && (pieces < PIECES_MAX || taking.ends_within_a_revision()) {
+        while !taking.full && taking.next.main <= to && (pieces < HISTORY_PIECES_MAX || taking.ends_within_a_revision()) {
             taking = self.history_piece(taking, rows_max).await?;
             pieces += 1;
             rows_max = (rows_max * 2).min(HISTORY_READ_ROWS_MAX);

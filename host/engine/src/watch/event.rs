@@ -45,6 +45,11 @@ impl Event {
         row(&self.change.row) + self.change.prev.as_deref().map_or(0, row)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_encoded(&self) -> bool {
+        self.plain.get().is_some() || self.with_prev.get().is_some()
+    }
+
     /// The event as a field of a watch response: tag, length, message.
     pub(super) fn field(&self, prev_kv: bool) -> &Bytes {
         // Without a replaced version both encodings are the same one.

@@ -28,7 +28,7 @@ pub(crate) struct Piece {
 ///
 /// # Errors
 /// The disk's.
-pub(crate) fn read(store: &Store, from: u64, to: u64, want: impl Fn(&Row) -> Want) -> io::Result<Piece> {
+pub(crate) fn read(store: &Store, from: u64, to: u64, mut want: impl FnMut(&Row) -> Want) -> io::Result<Piece> {
     let mut rows = store.rows(Rev { main: from, sub: 0 }, to, HISTORY_READ_ROWS_MAX, HISTORY_READ_BYTES_MAX)?;
     let Some(mut last) = rows.last().map(|row| row.rev) else {
         return Ok(Piece { changes: Vec::new(), upto: to });

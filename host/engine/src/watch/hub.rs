@@ -11,24 +11,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvasir_api::etcdserverpb::{ResponseHeader, WatchResponse};
+use kvasir_api::limits::{
+    HISTORY_READ_BYTES_MAX, WATCH_DISPATCH_BYTES_MAX, WATCH_DISPATCH_EVENTS_MAX, WATCH_HISTORY_READS_MAX, WATCH_MEET_BYTES_MAX,
+    WATCH_MEET_EVENTS_MAX, WATCH_QUEUES_BYTES_MAX,
+};
 use kvasir_consensus::Consensus;
 use kvasir_machine::{Change, Rev};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
-use super::frame::{Response, Shape, WatchFrame, pack};
+use super::frame::{Responses, Shape, WatchFrame};
 use super::index::{Index, Slot};
-use super::queue::Queue;
+use super::queue::{Budget, Queue};
 use super::ring::{Ring, Stretch};
 use super::watcher::Watcher;
 use crate::metrics::Counters;
 
-/// Events matched under one hold of the hub's lock.
-const DISPATCH_EVENTS_MAX: usize = 4_096;
-/// Events within which a watcher that catches up meets the head under the hub's lock.
-const MEET_EVENTS_MAX: usize = 1_024;
 /// etcd's watch id of what belongs to no watcher.
 pub(super) const NO_WATCHER: i64 = -1;
 
@@ -38,7 +38,9 @@ pub(crate) struct Hub {
     inner: Mutex<Inner>,
     /// The ring has something new.
     wake: Notify,
-    pub(super) queue_max: usize,
+    queue_max: usize,
+    budget: Arc<Budget>,
+    pub(super) history_reads: Semaphore,
     pub(super) progress_interval: Duration,
     pub(super) counters: Arc<Counters>,
     link: OnceLock<Link>,
@@ -79,6 +81,8 @@ impl Hub {
             inner: Mutex::new(Inner::default()),
             wake: Notify::new(),
             queue_max,
+            budget: Budget::new(WATCH_QUEUES_BYTES_MAX),
+            history_reads: Semaphore::new(WATCH_HISTORY_READS_MAX),
             progress_interval,
             counters,
             link: OnceLock::new(),
@@ -140,8 +144,8 @@ impl Hub {
         self.link.get()
     }
 
-    pub(super) fn ring_after(&self, after: u64, events_max: usize) -> Stretch {
-        self.ring.lock().after(after, events_max)
+    pub(super) fn ring_after(&self, after: u64, events_max: usize, bytes_max: usize) -> Stretch {
+        self.ring.lock().after(after, events_max, bytes_max)
     }
 
     /// Recent changes from `from` on, at most `events_max`, and the place after them; `None` when only the store has them.
@@ -182,7 +186,7 @@ impl Hub {
 
     /// Matches one batch of what is new; `true` when there may be more.
     pub(super) fn dispatch(&self, inner: &mut Inner) -> bool {
-        let (events, upto) = match self.ring_after(inner.dispatched, DISPATCH_EVENTS_MAX) {
+        let (events, upto) = match self.ring_after(inner.dispatched, WATCH_DISPATCH_EVENTS_MAX, WATCH_DISPATCH_BYTES_MAX) {
             Stretch::Here(events, upto) => (events, upto),
             Stretch::Gone => {
                 let head = self.ring.lock().head();
@@ -195,7 +199,7 @@ impl Hub {
         }
         let touched = inner.collect(&events);
         let header = self.header(upto);
-        let mut last: Option<(Shape, Vec<u32>, Vec<Response>)> = None;
+        let mut last: Option<(Shape, Vec<u32>, Responses)> = None;
         for slot in touched {
             let Some(Some(watcher)) = inner.watchers.get_mut(slot) else { continue };
             let pending = std::mem::take(&mut watcher.pending);
@@ -203,9 +207,9 @@ impl Hub {
             let same = last.as_ref().is_some_and(|(shape, other, _)| *shape == watcher.shape && *other == pending);
             if !same {
                 let chosen: Vec<Arc<Event>> = pending.iter().filter_map(|at| events.get(*at as usize)).cloned().collect();
-                last = Some((watcher.shape, pending, pack(watcher.shape, &header, &chosen)));
+                last = Some((watcher.shape, pending, Responses::new(watcher.shape, header, chosen)));
             }
-            let Some((_, _, responses)) = &last else { continue };
+            let Some((_, _, responses)) = &mut last else { continue };
             let (stream, unsent) = (watcher.stream, self.deliver(&inner.streams, watcher, responses));
             match unsent {
                 None => watcher.next = upto + 1,
@@ -225,18 +229,33 @@ impl Hub {
         true
     }
 
-    /// Queues responses; returns the first revision there was no room for.
-    pub(super) fn deliver(&self, streams: &HashMap<u64, Stream>, watcher: &mut Watcher, responses: &[Response]) -> Option<u64> {
+    /// Queues responses, each built once there is room for it; returns the first revision there was no room for.
+    fn deliver(&self, streams: &HashMap<u64, Stream>, watcher: &mut Watcher, responses: &mut Responses) -> Option<u64> {
         let stream = streams.get(&watcher.stream)?;
-        for response in responses {
-            if !stream.queue.offer(&response.frames) {
-                return Some(response.first_main);
+        let mut at = 0;
+        while let Some(main) = responses.first_main(at) {
+            if !self.offer(&stream.queue, watcher, responses, at) {
+                return Some(main);
             }
-            watcher.sent = true;
-            self.counters.watch_events.add(response.events);
-            self.counters.watch_responses.add(response.frames.len() as u64);
+            at += 1;
         }
         None
+    }
+
+    /// Queues one response if there is room for it.
+    pub(super) fn offer(&self, queue: &Queue, watcher: &mut Watcher, responses: &mut Responses, at: usize) -> bool {
+        // Asked first, so that nothing is built for a stream that does not read.
+        if !queue.has_room() {
+            return false;
+        }
+        let Some(response) = responses.get(at) else { return false };
+        if !queue.offer(&response.frames) {
+            return false;
+        }
+        watcher.sent = true;
+        self.counters.watch_events.add(response.events);
+        self.counters.watch_responses.add(response.frames.len() as u64);
+        true
     }
 
     /// The ring went on without the hub: everyone reads history from where they are.
@@ -271,12 +290,15 @@ impl Hub {
         let dispatched = inner.dispatched;
         let Some(Some(watcher)) = inner.watchers.get_mut(slot) else { return };
         if watcher.next <= dispatched {
-            let Stretch::Here(events, upto) = self.ring_after(watcher.next - 1, MEET_EVENTS_MAX) else { return };
+            let Stretch::Here(events, upto) = self.ring_after(watcher.next - 1, WATCH_MEET_EVENTS_MAX, WATCH_MEET_BYTES_MAX)
+            else {
+                return;
+            };
             if upto < dispatched {
                 return;
             }
-            let responses = pack(watcher.shape, &self.header(upto), &watcher.select(&events));
-            match self.deliver(&inner.streams, watcher, &responses) {
+            let mut responses = Responses::new(watcher.shape, self.header(upto), watcher.select(&events));
+            match self.deliver(&inner.streams, watcher, &mut responses) {
                 None => watcher.next = upto + 1,
                 Some(main) => {
                     watcher.next = main;
@@ -294,7 +316,7 @@ impl Hub {
     }
 
     pub(super) fn open_stream(&self) -> (u64, Arc<Queue>, Arc<Notify>) {
-        let queue = Arc::new(Queue::new(self.queue_max));
+        let queue = Arc::new(Queue::new(self.queue_max, Arc::clone(&self.budget)));
         let wake = Arc::new(Notify::new());
         let mut inner = self.inner.lock();
         let id = inner.next_stream;

@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** a slot that was inserted under a range is removed under the same one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -14,7 +14,7 @@ pub(super) type Slot = usize;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    keys: HashMap<u64, HashMap<Bytes, Vec<Slot>>>,
+    keys: HashMap<u64, HashMap<Bytes, BTreeSet<Slot>>>,
     prefixes: HashMap<u64, Prefixes>,
     ranges: HashMap<u64, Ranges>,
 }
@@ -22,7 +22,7 @@ pub(super) struct Index {
 /// Watchers of prefixes, by prefix.
 #[derive(Debug, Default)]
 struct Prefixes {
-    slots: HashMap<Bytes, Vec<Slot>>,
+    slots: HashMap<Bytes, BTreeSet<Slot>>,
     /// How many different prefixes there are of each length.
     lengths: BTreeMap<usize, usize>,
 }
@@ -40,7 +40,7 @@ struct Ranges {
 struct Range {
     start: Bytes,
     end: End,
-    slots: Vec<Slot>,
+    slots: BTreeSet<Slot>,
 }
 
 /// The end of a range.
@@ -68,17 +68,15 @@ fn as_prefix(range: &KeyRange) -> Option<Bytes> {
     (!range.key.is_empty() && prefix == *range).then(|| range.key.clone())
 }
 
-fn remove(slots: &mut Vec<Slot>, slot: Slot) -> bool {
-    if let Some(at) = slots.iter().position(|other| *other == slot) {
-        slots.swap_remove(at);
-    }
+fn remove(slots: &mut BTreeSet<Slot>, slot: Slot) -> bool {
+    slots.remove(&slot);
     slots.is_empty()
 }
 
 impl Index {
     pub(super) fn insert(&mut self, tenant: u64, range: &KeyRange, slot: Slot) {
         if range.is_single() {
-            self.keys.entry(tenant).or_default().entry(range.key.clone()).or_default().push(slot);
+            self.keys.entry(tenant).or_default().entry(range.key.clone()).or_default().insert(slot);
         } else if let Some(prefix) = as_prefix(range) {
             let prefixes = self.prefixes.entry(tenant).or_default();
             let length = prefix.len();
@@ -86,7 +84,7 @@ impl Index {
             if slots.is_empty() {
                 *prefixes.lengths.entry(length).or_default() += 1;
             }
-            slots.push(slot);
+            slots.insert(slot);
         } else {
             self.ranges.entry(tenant).or_default().insert(range, slot);
         }
@@ -144,9 +142,11 @@ impl Ranges {
     fn insert(&mut self, range: &KeyRange, slot: Slot) {
         let end = Self::ends(range);
         match self.place(&range.key, &end) {
-            Ok(at) => self.sorted[at].slots.push(slot),
+            Ok(at) => {
+                self.sorted[at].slots.insert(slot);
+            }
             Err(at) => {
-                self.sorted.insert(at, Range { start: range.key.clone(), end, slots: vec![slot] });
+                self.sorted.insert(at, Range { start: range.key.clone(), end, slots: BTreeSet::from([slot]) });
                 self.stale = true;
             }
         }

@@ -8,6 +8,7 @@
 //! **Invariant:** a watcher's events are delivered in order of revision, each exactly once, no revision split over two responses
 //! unless it asked for fragments; a slow stream costs itself only.
 
+mod catch_up;
 mod event;
 mod frame;
 pub(crate) mod history;

@@ -86,21 +86,23 @@ impl Ring {
         self.head
     }
 
-    /// The events of `after + 1` and later, whole revisions until there are `events_max`.
-    pub(super) fn after(&self, after: u64, events_max: usize) -> Stretch {
+    /// The events of `after + 1` and later, whole revisions until there are `events_max` of them or `bytes_max` bytes.
+    pub(super) fn after(&self, after: u64, events_max: usize, bytes_max: usize) -> Stretch {
         if after + 1 < self.from {
             return Stretch::Gone;
         }
         let start = self.events.partition_point(|event| event.main() <= after);
         let mut end = start;
         let mut upto = self.head;
+        let mut bytes = 0;
         while end < self.events.len() {
             let main = self.events[end].main();
-            if end - start >= events_max {
+            if end - start >= events_max || bytes >= bytes_max {
                 upto = main - 1;
                 break;
             }
             while end < self.events.len() && self.events[end].main() == main {
+                bytes += self.events[end].weight();
                 end += 1;
             }
         }
@@ -175,10 +177,13 @@ mod tests {
         ring.begin(10);
         ring.push(vec![change(11, 0), change(11, 1), change(12, 0)], 12);
         ring.push(Vec::new(), 12);
-        assert_eq!(mains(ring.after(10, 1)), Some((vec![11, 11], 11)));
-        assert_eq!(mains(ring.after(11, 10)), Some((vec![12], 12)));
-        assert_eq!(mains(ring.after(12, 10)), Some((vec![], 12)));
-        assert_eq!(mains(ring.after(9, 10)), None);
+        assert_eq!(mains(ring.after(10, 1, usize::MAX)), Some((vec![11, 11], 11)));
+        assert_eq!(mains(ring.after(11, 10, usize::MAX)), Some((vec![12], 12)));
+        assert_eq!(mains(ring.after(12, 10, usize::MAX)), Some((vec![], 12)));
+        assert_eq!(mains(ring.after(9, 10, usize::MAX)), None);
+        // Two changes weigh more than 2,000 bytes, one does not.
+        assert_eq!(mains(ring.after(10, 10, 2_000)), Some((vec![11, 11], 11)));
+        assert_eq!(mains(ring.after(10, 10, 2_500)), Some((vec![11, 11, 12], 12)));
     }
 
     #[test]
@@ -188,8 +193,8 @@ mod tests {
         for main in 2..20 {
             ring.push(vec![change(main, 0)], main);
         }
-        assert_eq!(mains(ring.after(1, 100)), None);
-        assert_eq!(mains(ring.after(16, 100)), Some((vec![17, 18, 19], 19)));
+        assert_eq!(mains(ring.after(1, 100, usize::MAX)), None);
+        assert_eq!(mains(ring.after(16, 100, usize::MAX)), Some((vec![17, 18, 19], 19)));
     }
 
     #[test]
@@ -198,7 +203,7 @@ mod tests {
         ring.begin(1);
         ring.push(vec![change(2, 0)], 2);
         ring.push(Vec::new(), 50);
-        assert_eq!(mains(ring.after(2, 10)), None);
-        assert_eq!(mains(ring.after(50, 10)), Some((vec![], 50)));
+        assert_eq!(mains(ring.after(2, 10, usize::MAX)), None);
+        assert_eq!(mains(ring.after(50, 10, usize::MAX)), Some((vec![], 50)));
     }
 }

@@ -1,4 +1,4 @@
-//! A watch stream: a client's requests, its responses, and the task that serves its watchers that are behind.
+//! A watch stream: a client's requests and its responses.
 //!
 //! **Invariant:** `created` comes before anything else of a watcher and `canceled` after everything else; an id is used again only
 //! after that.
@@ -10,16 +10,13 @@ use kvasir_api::Error;
 use kvasir_api::etcdserverpb::watch_create_request::FilterType;
 use kvasir_api::etcdserverpb::watch_request::RequestUnion;
 use kvasir_api::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use kvasir_api::limits::{HISTORY_READ_ROWS_MAX, WATCHERS_PER_STREAM_MAX};
-use tokio::sync::Notify;
+use kvasir_api::limits::WATCHERS_PER_STREAM_MAX;
 
-use super::event::Event;
-use super::frame::{Response, Shape, WatchFrame, pack};
-use super::history::{self, Want};
+use super::catch_up::serve;
+use super::frame::{Shape, WatchFrame};
 use super::hub::{Hub, NO_WATCHER, answer, push};
 use super::index::Slot;
 use super::queue::Queue;
-use super::ring::Stretch;
 use super::watcher::Watcher;
 use crate::authorise::{Access, allow};
 use crate::caller::{Caller, KeyRange};
@@ -27,7 +24,6 @@ use crate::engine::Engine;
 
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
-const COMPACTED: &str = "mvcc: required revision has been compacted";
 
 /// A watch stream (etcd `Watch.Watch`).
 #[derive(Debug)]
@@ -76,7 +72,7 @@ impl WatchStream {
     /// Takes a request. Its answer comes with the frames.
     ///
     /// # Errors
-    /// `Stopped` when the stream has ended; `Invalid` for a request without content.
+    /// `Stopped` when the stream has ended.
     pub async fn request(&self, request: WatchRequest) -> Result<(), Error> {
         self.requests.request(request).await
     }
@@ -100,7 +96,9 @@ impl WatchRequests {
     pub async fn request(&self, request: WatchRequest) -> Result<(), Error> {
         let open = &*self.open;
         let Some(request) = request.request_union else {
-            return Err(Error::Invalid("a watch request must create, cancel or ask for progress".to_owned()));
+            // etcd goes on as well: a newer client's request of another kind is no reason to end its watches.
+            tracing::debug!("a watch request that is neither to create, to cancel nor to ask for progress was ignored");
+            return Ok(());
         };
         if !open.queue.room().await {
             return Err(Error::Stopped);
@@ -152,13 +150,14 @@ impl Open {
         // An empty key watches from the first key on (etcd `api/v3rpc/watch.go`).
         let key = if request.key.is_empty() { Bytes::from_static(b"\0") } else { request.key };
         let range = KeyRange::new(key, request.range_end);
-        if range.is_empty() {
-            return self.refuse(EMPTY_RANGE);
-        }
+        // What is wrong with a request is looked for in etcd's order.
+        let Ok(start) = u64::try_from(request.start_revision) else { return self.refuse(&Error::Compacted.to_string()) };
         if allow(&self.caller, Access::Read, &range).is_err() {
             return self.refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied");
         }
-        let Ok(start) = u64::try_from(request.start_revision) else { return self.refuse(COMPACTED) };
+        if range.is_empty() {
+            return self.refuse(EMPTY_RANGE);
+        }
         let mut inner = self.hub.lock();
         let inner = &mut *inner;
         let revision = self.revision();
@@ -174,7 +173,7 @@ impl Open {
                 stream.next_id += 1;
                 stream.next_id - 1
             }
-            id if id < 0 || stream.by_id.contains_key(&id) => return self.refuse(DUPLICATE_ID),
+            id if stream.by_id.contains_key(&id) => return self.refuse(DUPLICATE_ID),
             id => id,
         };
         let filtered = |filter: FilterType| request.filters.contains(&(filter as i32));
@@ -238,7 +237,7 @@ impl Open {
 }
 
 /// Removes a watcher; whether there was one.
-fn cancel(hub: &Hub, stream: u64, watch_id: i64) -> bool {
+pub(super) fn cancel(hub: &Hub, stream: u64, watch_id: i64) -> bool {
     let mut inner = hub.lock();
     let Some(entry) = inner.streams.get_mut(&stream) else { return false };
     let Some(slot) = entry.by_id.remove(&watch_id) else { return false };
@@ -248,173 +247,4 @@ fn cancel(hub: &Hub, stream: u64, watch_id: i64) -> bool {
     inner.remove_watcher(slot);
     hub.counters.watchers.sub(1);
     true
-}
-
-/// The stream's task: serves watchers that are behind, and tells idle ones the revision.
-async fn serve(hub: Arc<Hub>, id: u64, queue: Arc<Queue>, wake: Arc<Notify>) {
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + hub.progress_interval, hub.progress_interval);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = wake.notified() => {}
-            _ = tick.tick() => notify_progress(&hub, id),
-        }
-        loop {
-            match catch_up(&hub, id, &queue).await {
-                Step::More => {}
-                Step::Done => break,
-                Step::Ended => return,
-            }
-        }
-    }
-}
-
-fn notify_progress(hub: &Hub, id: u64) {
-    let mut inner = hub.lock();
-    let inner = &mut *inner;
-    let dispatched = inner.dispatched;
-    let Some(stream) = inner.streams.get(&id) else { return };
-    for slot in stream.by_id.values() {
-        let Some(Some(watcher)) = inner.watchers.get_mut(*slot) else { continue };
-        let idle = !std::mem::take(&mut watcher.sent);
-        if idle && watcher.progress_notify && watcher.synced && watcher.next <= dispatched + 1 {
-            push(&stream.queue, &answer(hub.header(dispatched), watcher.shape.watch_id));
-        }
-    }
-}
-
-enum Step {
-    /// Somebody is still behind.
-    More,
-    /// Nobody is.
-    Done,
-    /// The stream is gone.
-    Ended,
-}
-
-/// Those of a stream that are behind, as they were when a piece of history was read for them.
-struct Behind {
-    from: u64,
-    watchers: Vec<(Slot, Watcher)>,
-}
-
-/// One piece of history for all of a stream's watchers that are behind.
-async fn catch_up(hub: &Arc<Hub>, id: u64, queue: &Queue) -> Step {
-    {
-        let inner = hub.lock();
-        match inner.streams.get(&id) {
-            None => return Step::Ended,
-            Some(_) if inner.closed => return Step::Ended,
-            Some(stream) if stream.behind.is_empty() => return Step::Done,
-            Some(_) => {}
-        }
-    }
-    if !queue.room().await {
-        return Step::Ended;
-    }
-    let Some(behind) = behind(hub, id) else { return Step::Done };
-    let Some(link) = hub.link() else { return Step::Done };
-    let (events, upto) = match hub.ring_after(behind.from - 1, HISTORY_READ_ROWS_MAX) {
-        Stretch::Here(events, upto) => (events, upto),
-        Stretch::Gone => match read_history(hub, &behind).await {
-            Ok(piece) => piece,
-            Err(error) => {
-                link.consensus.raise(format!("state file: cannot read history: {error}"));
-                return Step::Ended;
-            }
-        },
-    };
-    // Asked after reading: whatever was still there then is what a watcher from there on must see.
-    let compacted = link.consensus.state().read().compact_revision();
-    let header = hub.header(upto);
-    let packed: Vec<(Slot, Watcher, Vec<Response>)> = behind
-        .watchers
-        .into_iter()
-        .map(|(slot, watcher)| {
-            let responses = if watcher.next < compacted || watcher.next > upto {
-                Vec::new()
-            } else {
-                pack(watcher.shape, &header, &watcher.select(&events))
-            };
-            (slot, watcher, responses)
-        })
-        .collect();
-    for (slot, read_for, responses) in packed {
-        if read_for.next < compacted {
-            let watch_id = read_for.shape.watch_id;
-            if still(hub, slot, &read_for) && cancel(hub, id, watch_id) {
-                let canceled = WatchResponse {
-                    canceled: true,
-                    compact_revision: i64::try_from(compacted).unwrap_or(i64::MAX),
-                    ..answer(hub.header(*link.revisions.borrow()), watch_id)
-                };
-                push(queue, &canceled);
-            }
-            continue;
-        }
-        let mut inner = hub.lock();
-        let inner = &mut *inner;
-        let Some(Some(watcher)) = inner.watchers.get_mut(slot) else { continue };
-        if !same(watcher, &read_for) {
-            continue;
-        }
-        if watcher.next <= upto {
-            match hub.deliver(&inner.streams, watcher, &responses) {
-                None => watcher.next = upto + 1,
-                Some(main) => {
-                    watcher.next = main;
-                    continue;
-                }
-            }
-        }
-        hub.meet(inner, slot);
-    }
-    tokio::task::yield_now().await;
-    Step::More
-}
-
-/// Whether the slot still holds the watcher that history was read for. Only this stream's task moves its watchers on while they
-/// are behind, so that an equal place means the same watcher.
-fn same(watcher: &Watcher, read_for: &Watcher) -> bool {
-    !watcher.synced
-        && watcher.stream == read_for.stream
-        && watcher.shape == read_for.shape
-        && watcher.next == read_for.next
-        && watcher.range == read_for.range
-}
-
-fn still(hub: &Hub, slot: Slot, read_for: &Watcher) -> bool {
-    hub.lock().watchers.get(slot).and_then(Option::as_ref).is_some_and(|watcher| same(watcher, read_for))
-}
-
-fn behind(hub: &Hub, id: u64) -> Option<Behind> {
-    let inner = hub.lock();
-    let stream = inner.streams.get(&id)?;
-    let watchers: Vec<(Slot, Watcher)> =
-        stream.behind.iter().filter_map(|slot| Some((*slot, inner.watchers.get(*slot)?.as_ref()?.clone()))).collect();
-    let from = watchers.iter().map(|(_, watcher)| watcher.next).min()?.max(1);
-    Some(Behind { from, watchers })
-}
-
-async fn read_history(hub: &Hub, behind: &Behind) -> std::io::Result<(Vec<Arc<Event>>, u64)> {
-    let Some(link) = hub.link() else { return Ok((Vec::new(), 0)) };
-    hub.counters.history_reads.add(1);
-    let (store, from, to) = (link.consensus.store().clone(), behind.from, *link.revisions.borrow());
-    let wanted: Vec<Watcher> = behind.watchers.iter().map(|(_, watcher)| watcher.clone()).collect();
-    let read = tokio::task::spawn_blocking(move || {
-        history::read(&store, from, to, |row| {
-            let mut want = Want::Nothing;
-            for watcher in &wanted {
-                if watcher.tenant == row.tenant && watcher.range.contains_key(&row.key) {
-                    if watcher.shape.prev_kv {
-                        return Want::WithPrev;
-                    }
-                    want = Want::Row;
-                }
-            }
-            want
-        })
-    });
-    let piece = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))?;
-    Ok((piece.changes.into_iter().map(Event::new).collect(), piece.upto))
 }

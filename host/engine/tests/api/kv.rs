@@ -1,4 +1,7 @@
 //! Keys and values through the engine, on disk: what etcd's clients see of puts, ranges, deletes, transactions and compaction.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::support::{get, put, put_request, range_request, scan, start};
 use bytes::Bytes;
 use kvasir_api::Error;
@@ -205,5 +208,62 @@ async fn a_linearizable_read_sees_every_write_that_was_answered_before_it() {
     }
     let metrics = engine.metrics();
     assert!(metrics.reads_confirmed >= 400 && metrics.read_rounds <= metrics.reads_confirmed);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_of_the_present_is_not_refused_because_of_compactions() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = start(dir.path()).await;
+    let client = Caller::client();
+    // More than two slices.
+    for batch in 0..80 {
+        let ops = (0..128).map(|n| Request::RequestPut(put_request(&format!("k/{:05}", batch * 128 + n), "v")));
+        let success = ops.map(|request| RequestOp { request: Some(request) }).collect();
+        engine.txn(&client, TxnRequest { success, ..TxnRequest::default() }).await.unwrap();
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let compacting = tokio::spawn({
+        let (engine, stop) = (engine.clone(), Arc::clone(&stop));
+        async move {
+            let client = Caller::client();
+            while !stop.load(Ordering::SeqCst) {
+                let revision = put(&engine, "k/00000", "new").await;
+                engine.compact(&client, CompactionRequest { revision, physical: false }).await.unwrap();
+            }
+        }
+    });
+    let range = KeyRange::prefix("k/");
+    for n in 0..60 {
+        let limit = if n % 2 == 0 { 0 } else { 10 };
+        let request = RangeRequest { serializable: true, limit, ..range_request(&range) };
+        let found = engine.range(&client, request).await.unwrap();
+        assert_eq!(found.count, 80 * 128);
+    }
+    stop.store(true, Ordering::SeqCst);
+    compacting.await.unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn executed_operations_are_counted_as_etcd_counts_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = start(dir.path()).await;
+    let client = Caller::client();
+    put(&engine, "a", "1").await;
+    assert!(get(&engine, "a").await.is_some());
+    assert_eq!(engine.put(&client, PutRequest { lease: 404, ..put_request("a", "2") }).await, Err(Error::LeaseNotFound));
+    let op = |request| RequestOp { request: Some(request) };
+    let success = vec![
+        op(Request::RequestPut(put_request("b", "1"))),
+        op(Request::RequestRange(range_request(&KeyRange::single("b")))),
+        op(Request::RequestDeleteRange(DeleteRangeRequest { key: "a".into(), ..DeleteRangeRequest::default() })),
+    ];
+    let failure = vec![op(Request::RequestPut(put_request("c", "1")))];
+    engine.txn(&client, TxnRequest { success, failure, ..TxnRequest::default() }).await.unwrap();
+    let metrics = engine.metrics();
+    assert_eq!((metrics.puts, metrics.ranges, metrics.deletes, metrics.txns), (2, 2, 1, 1));
+    assert_eq!(metrics.proposals_failed, 0);
+    assert!(metrics.committed_index >= metrics.applied_index && metrics.applied_index > 0);
     engine.shutdown().await;
 }

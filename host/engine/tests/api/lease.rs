@@ -1,12 +1,15 @@
 //! Leases: expiry, renewal, restart, and etcd's answers for leases that are not there.
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::{get, put_request, start, within};
+use crate::support::{get, options, put_request, start, within};
 use kvasir_api::Error;
 use kvasir_api::etcdserverpb::{
     LeaseGrantRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest,
 };
 use kvasir_engine::{Caller, Engine};
+use kvasir_storage::disk::SimDisk;
 
 async fn grant(engine: &Engine, ttl: i64) -> i64 {
     engine.lease_grant(&Caller::client(), LeaseGrantRequest { ttl, id: 0 }).await.unwrap().id
@@ -124,5 +127,20 @@ async fn keepalives_that_wait_share_an_entry() {
     }
     let entries = engine.metrics().log_entries - before;
     assert!(entries < 100, "200 renewals took {entries} entries");
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_was_slow_to_commit_lives_its_ttl_from_the_reply_on() {
+    let disk = SimDisk::new(1);
+    let engine = Engine::start(options(Path::new("/node"), Arc::new(disk.clone()))).await.unwrap();
+    disk.set_sync_delay(Duration::from_millis(1_500));
+    let lease = grant(&engine, 2).await;
+    // From here on the client counts.
+    let told = Instant::now();
+    disk.set_sync_delay(Duration::ZERO);
+    put_leased(&engine, "k", lease).await;
+    until_gone(&engine, "k").await;
+    assert!(told.elapsed() >= Duration::from_secs(2), "a lease of 2 s ended {:?} after the reply", told.elapsed());
     engine.shutdown().await;
 }

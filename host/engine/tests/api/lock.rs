@@ -1,12 +1,14 @@
 //! Locks: one holder, fair in order of arrival, no key left behind, the keys of clientv3's Mutex.
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{delete, get, put_request, scan, start, until, within};
+use crate::support::{delete, get, options, put, put_request, scan, start, until, within};
 use kvasir_api::Error;
 use kvasir_api::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, PutRequest};
 use kvasir_api::v3lockpb::{LockRequest, UnlockRequest};
 use kvasir_engine::{Caller, Engine, Grants, KeyRange};
+use kvasir_storage::disk::SimDisk;
 use parking_lot::Mutex;
 
 async fn lease(engine: &Engine) -> i64 {
@@ -87,6 +89,72 @@ async fn a_waiter_that_leaves_gives_its_place_up_and_one_whose_lease_ends_is_tol
     engine.unlock(&client, UnlockRequest { key: held.key }).await.unwrap();
     let told = within("the other is told", told).await.unwrap();
     assert_eq!(told, Err(Error::Unknown("mutex: session is expired".to_owned())));
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_asks_again_and_goes_away_keeps_its_lock() {
+    let disk = SimDisk::new(1);
+    let engine = Engine::start(options(Path::new("/node"), Arc::new(disk.clone()))).await.unwrap();
+    let client = Caller::client();
+    let lease = lease(&engine).await;
+    let held = engine.lock(&client, request(lease)).await.unwrap();
+    let key = String::from_utf8(held.key.to_vec()).unwrap();
+    disk.set_sync_delay(Duration::from_millis(100));
+    let again = {
+        let (engine, client) = (engine.clone(), client.clone());
+        tokio::spawn(async move { engine.lock(&client, request(lease)).await })
+    };
+    until("the second call is on its way", || engine.metrics().lock_waiters == 1).await;
+    again.abort();
+    until("it is gone", || engine.metrics().lock_waiters == 0).await;
+    disk.set_sync_delay(Duration::ZERO);
+    // Whatever it left to be done is done before the last of these.
+    for _ in 0..50 {
+        put(&engine, "other", "x").await;
+    }
+    assert!(get(&engine, &key).await.is_some(), "the holder lost its lock");
+    // Another one waits for it still.
+    let waiter = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.lock(&Caller::client(), request(0)).await })
+    };
+    until("the waiter waits", || engine.metrics().lock_waiters == 1).await;
+    engine.unlock(&client, UnlockRequest { key: held.key }).await.unwrap();
+    within("the waiter is served", waiter).await.unwrap().unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_given_up_leaves_the_key_to_its_repetition() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = start(dir.path()).await;
+    let client = Caller::client();
+    let held = engine.lock(&client, request(0)).await.unwrap();
+    let lease = lease(&engine).await;
+    let call = || {
+        let (engine, client) = (engine.clone(), client.clone());
+        tokio::spawn(async move { engine.lock(&client, request(lease)).await })
+    };
+    let first = call();
+    within("the first call is in line", async {
+        while scan(&engine, "/my-lock/").await.count < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let second = call();
+    until("both calls wait", || engine.metrics().lock_waiters == 2).await;
+    first.abort();
+    until("the first is gone", || engine.metrics().lock_waiters == 1).await;
+    for _ in 0..50 {
+        put(&engine, "other", "x").await;
+    }
+    engine.unlock(&client, UnlockRequest { key: held.key }).await.unwrap();
+    let held = within("the second call returns", second).await.unwrap().unwrap();
+    assert_eq!(held.key, format!("/my-lock/{lease:x}"));
+    assert!(get(&engine, &format!("/my-lock/{lease:x}")).await.is_some());
+    engine.unlock(&client, UnlockRequest { key: held.key }).await.unwrap();
     engine.shutdown().await;
 }
 

@@ -5,6 +5,7 @@ mod kv;
 mod lease;
 mod lock;
 mod plugin;
+mod space;
 #[path = "../support/mod.rs"]
 mod support;
 mod watch;

@@ -118,6 +118,59 @@ async fn a_slow_watcher_loses_nothing_and_does_not_slow_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_watchers_of_one_slow_stream_catch_up_in_order_through_a_small_queue() {
+    const WATCHERS: i64 = 1_500;
+    let dir = tempfile::tempdir().unwrap();
+    let small =
+        EngineOptions { watch_ring_bytes_max: 10_000, watch_stream_queue_max: 2, ..options(dir.path(), Arc::new(RealDisk)) };
+    let engine = Engine::start(small).await.unwrap();
+    for n in 0..60 {
+        put(&engine, &format!("k/{}", n % 3), &"v".repeat(500)).await;
+    }
+    let (requests, mut frames) = engine.watch_stream(Caller::client()).split();
+    let asking = tokio::spawn(async move {
+        for id in 1..=WATCHERS {
+            // Every kind of range, so that all parts of the index are used.
+            let range = match id % 4 {
+                0 => KeyRange::single("k/0"),
+                1 => KeyRange::prefix("k/"),
+                2 => KeyRange::new("k/0", "k/2"),
+                _ => KeyRange::prefix("other/"),
+            };
+            let request = WatchCreateRequest { watch_id: id, ..watch_request(range, 2) };
+            let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) };
+            requests.request(request).await.unwrap();
+        }
+        requests
+    });
+    let mut seen = vec![Vec::new(); WATCHERS as usize + 1];
+    let expected = |id: i64| -> Vec<i64> {
+        let of = |n: &i64| match id % 4 {
+            0 => n % 3 == 0,
+            1 => true,
+            2 => n % 3 < 2,
+            _ => false,
+        };
+        (0..60).filter(of).map(|n| n + 2).collect()
+    };
+    let total: usize = (1..=WATCHERS).map(|id| expected(id).len()).sum();
+    let mut got = 0;
+    while got < total {
+        let next = within("a response", frames.next()).await.unwrap().decode().unwrap();
+        assert!(!next.canceled);
+        let new = events(&next);
+        got += new.len();
+        seen[next.watch_id as usize].extend(new.into_iter().map(|event| event.0));
+    }
+    let _requests = asking.await.unwrap();
+    for id in 1..=WATCHERS {
+        assert_eq!(seen[id as usize], expected(id), "watcher {id}");
+    }
+    until("everyone is synced", || engine.metrics().watchers_behind == 0).await;
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_arrives_whole_in_one_response_live_and_from_history() {
     let dir = tempfile::tempdir().unwrap();
     let engine = start(dir.path()).await;
@@ -171,7 +224,8 @@ async fn malformed_and_forbidden_watches_are_refused_in_the_stream_with_etcds_wo
             "mvcc: duplicate watch ID provided on the WatchStream",
         ),
         (watch_request(KeyRange::new("b", "a"), 0), "mvcc: watcher range is empty"),
-        (watch_request(KeyRange::single("k"), -1), "mvcc: required revision has been compacted"),
+        (watch_request(KeyRange::single("k"), -1), "etcdserver: mvcc: required revision has been compacted"),
+        (watch_request(KeyRange::new("b", "a"), -1), "etcdserver: mvcc: required revision has been compacted"),
     ];
     for (request, reason) in refused {
         create(&stream, request).await;
@@ -179,6 +233,15 @@ async fn malformed_and_forbidden_watches_are_refused_in_the_stream_with_etcds_wo
         assert!(answer.created && answer.canceled);
         assert_eq!((answer.watch_id, answer.cancel_reason.as_str()), (-1, reason));
     }
+    // A request of no known kind is passed over; an id of the client's own may be any number but 0.
+    stream.request(WatchRequest { request_union: None }).await.unwrap();
+    create(&stream, WatchCreateRequest { watch_id: -5, ..watch_request(KeyRange::single("k"), 0) }).await;
+    let created = response(&mut stream).await;
+    assert!(created.created && !created.canceled && created.watch_id == -5);
+    put(&engine, "k", "v").await;
+    let mut told = [response(&mut stream).await.watch_id, response(&mut stream).await.watch_id];
+    told.sort_unstable();
+    assert_eq!(told, [-5, 7]);
     let grants = Grants { read: vec![KeyRange::prefix("/mine/")], ..Grants::default() };
     let plugin = Caller { grants: Some(Arc::new(grants)), ..Caller::client() };
     let mut stream = engine.watch_stream(plugin);

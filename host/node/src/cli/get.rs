@@ -3,9 +3,9 @@
 //! **Invariant:** sends one request.
 
 use clap::ValueEnum;
-use kvasir_api::etcdserverpb::RangeRequest;
 use kvasir_api::etcdserverpb::range_request::{SortOrder, SortTarget};
-use serde_json::json;
+use kvasir_api::etcdserverpb::{RangeRequest, RangeResponse};
+use serde_json::{Value, json};
 
 use super::connect::Connection;
 use super::keys::Keys;
@@ -83,7 +83,7 @@ pub(crate) struct Get {
 }
 
 impl Get {
-    fn request(self) -> RangeRequest {
+    pub(super) fn request(self) -> RangeRequest {
         let (key, range_end) = self.keys.range();
         let sort_order = match self.order {
             None => SortOrder::None,
@@ -119,25 +119,33 @@ impl Get {
         let mut kv = connection.kv().await?;
         let response = connection.answer(kv.range(self.request())).await?;
         if out.json_wanted() {
-            let mut object = json!({ "header": out::header(response.header.as_ref()) });
-            if !response.kvs.is_empty() {
-                object["kvs"] = response.kvs.iter().map(out::kv).collect();
-            }
-            if response.more {
-                object["more"] = json!(true);
-            }
-            if response.count != 0 {
-                object["count"] = json!(response.count);
-            }
-            out.json(&object)?;
+            out.json(&json(&response))?;
             return Ok(());
         }
         if count_only {
             out.line(response.count.to_string())?;
         }
-        for pair in &response.kvs {
-            out.key_value(pair, value_only)?;
-        }
+        print(&response, value_only, out)?;
         Ok(())
     }
+}
+
+/// The keys as etcdctl prints them.
+pub(super) fn print(response: &RangeResponse, value_only: bool, out: &mut Out) -> std::io::Result<()> {
+    response.kvs.iter().try_for_each(|pair| out.key_value(pair, value_only))
+}
+
+/// The response as etcdctl's JSON has it.
+pub(super) fn json(response: &RangeResponse) -> Value {
+    let mut object = json!({ "header": out::header(response.header.as_ref()) });
+    if !response.kvs.is_empty() {
+        object["kvs"] = response.kvs.iter().map(out::kv).collect();
+    }
+    if response.more {
+        object["more"] = json!(true);
+    }
+    if response.count != 0 {
+        object["count"] = json!(response.count);
+    }
+    object
 }

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use bytes::Bytes;
+use kvasir_engine::KeyRange;
 
 /// A key with an optional end, and the flags that turn it into a range.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,28 +30,16 @@ impl Keys {
     pub(super) fn range(self) -> (Bytes, Bytes) {
         let key = self.key.into_vec();
         let everything = Bytes::from_static(b"\0");
-        if self.from_key || (self.prefix && key.is_empty()) {
+        if self.from_key {
             let from = if key.is_empty() { everything.clone() } else { key.into() };
             return (from, everything);
         }
         if self.prefix {
-            let end = prefix_end(&key);
-            return (key.into(), end);
+            let range = KeyRange::prefix(key);
+            return (range.key, range.range_end);
         }
         (key.into(), self.range_end.map(OsString::into_vec).unwrap_or_default().into())
     }
-}
-
-/// The first key after all that start with the prefix; `\0` (no end) when there is none.
-pub(super) fn prefix_end(prefix: &[u8]) -> Bytes {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < 0xff {
-            end.push(last + 1);
-            return end.into();
-        }
-    }
-    Bytes::from_static(b"\0")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub(super) async fn status(connection: &Connection, out: &mut Out) -> anyhow::Re
     let header = status.header.unwrap_or_default();
     if out.json_wanted() {
         out.json(&json!([{
-            "Endpoint": connection.endpoints(),
+            "Endpoint": connection.endpoint(),
             "Status": {
                 "header": out::header(Some(&header)),
                 "version": status.version,
@@ -41,7 +41,7 @@ pub(super) async fn status(connection: &Connection, out: &mut Out) -> anyhow::Re
     };
     let quota = if status.db_size_quota > 0 { format!(" of {}", size(status.db_size_quota)) } else { String::new() };
     let mut rows = vec![
-        vec!["endpoint".to_owned(), connection.endpoints().to_owned()],
+        vec!["endpoint".to_owned(), connection.endpoint().to_owned()],
         vec!["version".to_owned(), format!("serves etcd's API {}", status.version)],
         vec!["member".to_owned(), format!("{:x} in cluster {:x} ({role})", header.member_id, header.cluster_id)],
         vec!["revision".to_owned(), header.revision.to_string()],

@@ -12,7 +12,9 @@ mod maintain;
 mod out;
 mod plugin;
 mod put;
+mod txn;
 mod watch;
+mod words;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ pub(crate) enum Verb {
     Get(get::Get),
     /// Deletes a key or a range of keys, and prints how many
     Del(put::Del),
+    /// Runs several requests as one, if what they depend on holds; read from standard input
+    Txn(txn::Txn),
     /// Prints changes of a key or a range of keys as they happen
     Watch(watch::Watch),
     /// Leases: keys attached to one go when it ends
@@ -124,6 +128,7 @@ async fn dispatch(global: &Global, verb: Verb, out: &mut Out) -> anyhow::Result<
         Verb::Put(put) => put.run(&connection, out).await?,
         Verb::Get(get) => get.run(&connection, out).await?,
         Verb::Del(del) => del.run(&connection, out).await?,
+        Verb::Txn(txn) => txn.run(&connection, out).await?,
         Verb::Watch(watch) => watch.run(&connection, out).await?,
         Verb::Lease(lease) => lease.run(&connection, out).await?,
         Verb::Lock(lock) => return lock.run(&connection, out).await,
@@ -175,6 +180,9 @@ mod tests {
             "get --prefix --count-only a --endpoints=127.0.0.1:1",
             "del a --prefix --prev-kv",
             "del --from-key a",
+            "txn",
+            "txn -i",
+            "txn --interactive -w json",
             "watch a --rev 4 --prev-kv --prefix",
             "lease grant 5",
             "lease keep-alive --once 694d",

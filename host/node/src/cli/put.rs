@@ -7,13 +7,15 @@ use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 
 use anyhow::Context;
-use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
-use serde_json::json;
+use kvasir_api::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse};
+use serde_json::{Value, json};
 
 use super::connect::Connection;
 use super::keys::Keys;
 use super::out::{self, Out};
 use super::{Usage, lease_id};
+
+const EMPTY_KEY: &str = "the key is empty; give at least one byte";
 
 /// `kvasir put`.
 #[derive(Debug, clap::Args)]
@@ -39,37 +41,65 @@ pub(crate) struct Put {
 impl Put {
     pub(super) async fn run(self, connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
         if self.key.is_empty() {
-            return Err(Usage("the key is empty; give at least one byte".to_owned()).into());
+            return Err(Usage(EMPTY_KEY.to_owned()).into());
         }
-        let value = match self.value {
-            Some(value) => value.into_vec(),
+        let value = match &self.value {
+            Some(value) => value.clone().into_vec(),
             None if self.ignore_value => Vec::new(),
             None => standard_input()?,
         };
-        let request = PutRequest {
+        let request = self.request(value);
+        let mut kv = connection.kv().await?;
+        let response = connection.answer(kv.put(request)).await?;
+        if out.json_wanted() {
+            out.json(&put_json(&response))?;
+        } else {
+            print_put(&response, out)?;
+        }
+        Ok(())
+    }
+
+    fn request(self, value: Vec<u8>) -> PutRequest {
+        PutRequest {
             key: self.key.into_vec().into(),
             value: value.into(),
             lease: self.lease.unwrap_or_default(),
             prev_kv: self.prev_kv,
             ignore_value: self.ignore_value,
             ignore_lease: self.ignore_lease,
-        };
-        let mut kv = connection.kv().await?;
-        let response = connection.answer(kv.put(request)).await?;
-        if out.json_wanted() {
-            let mut object = json!({ "header": out::header(response.header.as_ref()) });
-            if let Some(previous) = &response.prev_kv {
-                object["prev_kv"] = out::kv(previous);
-            }
-            out.json(&object)?;
-            return Ok(());
         }
-        out.line("OK")?;
-        if let Some(previous) = &response.prev_kv {
-            out.key_value(previous, false)?;
-        }
-        Ok(())
     }
+
+    /// The request of a transaction's line, which has the value on it.
+    ///
+    /// # Errors
+    /// No key, or no value.
+    pub(super) fn of_line(mut self) -> Result<PutRequest, String> {
+        if self.key.is_empty() {
+            return Err(EMPTY_KEY.to_owned());
+        }
+        let value = match self.value.take() {
+            Some(value) => value.into_vec(),
+            None if self.ignore_value => Vec::new(),
+            None => return Err("the value is missing; give it behind the key".to_owned()),
+        };
+        Ok(self.request(value))
+    }
+}
+
+/// A put's outcome as etcdctl prints it.
+pub(super) fn print_put(response: &PutResponse, out: &mut Out) -> std::io::Result<()> {
+    out.line("OK")?;
+    response.prev_kv.iter().try_for_each(|previous| out.key_value(previous, false))
+}
+
+/// A put's outcome as etcdctl's JSON has it.
+pub(super) fn put_json(response: &PutResponse) -> Value {
+    let mut object = json!({ "header": out::header(response.header.as_ref()) });
+    if let Some(previous) = &response.prev_kv {
+        object["prev_kv"] = out::kv(previous);
+    }
+    object
 }
 
 fn standard_input() -> anyhow::Result<Vec<u8>> {
@@ -91,23 +121,34 @@ pub(crate) struct Del {
 }
 
 impl Del {
-    pub(super) async fn run(self, connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
+    pub(super) fn request(self) -> DeleteRangeRequest {
         let (key, range_end) = self.keys.range();
+        DeleteRangeRequest { key, range_end, prev_kv: self.prev_kv }
+    }
+
+    pub(super) async fn run(self, connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
         let mut kv = connection.kv().await?;
-        let request = DeleteRangeRequest { key, range_end, prev_kv: self.prev_kv };
-        let response = connection.answer(kv.delete_range(request)).await?;
+        let response = connection.answer(kv.delete_range(self.request())).await?;
         if out.json_wanted() {
-            let mut object = json!({ "header": out::header(response.header.as_ref()), "deleted": response.deleted });
-            if !response.prev_kvs.is_empty() {
-                object["prev_kvs"] = response.prev_kvs.iter().map(out::kv).collect();
-            }
-            out.json(&object)?;
-            return Ok(());
-        }
-        out.line(response.deleted.to_string())?;
-        for previous in &response.prev_kvs {
-            out.key_value(previous, false)?;
+            out.json(&del_json(&response))?;
+        } else {
+            print_del(&response, out)?;
         }
         Ok(())
     }
+}
+
+/// A delete's outcome as etcdctl prints it.
+pub(super) fn print_del(response: &DeleteRangeResponse, out: &mut Out) -> std::io::Result<()> {
+    out.line(response.deleted.to_string())?;
+    response.prev_kvs.iter().try_for_each(|previous| out.key_value(previous, false))
+}
+
+/// A delete's outcome as etcdctl's JSON has it.
+pub(super) fn del_json(response: &DeleteRangeResponse) -> Value {
+    let mut object = json!({ "header": out::header(response.header.as_ref()), "deleted": response.deleted });
+    if !response.prev_kvs.is_empty() {
+        object["prev_kvs"] = response.prev_kvs.iter().map(out::kv).collect();
+    }
+    object
 }

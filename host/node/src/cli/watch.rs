@@ -54,7 +54,7 @@ impl Watch {
                     if response.canceled {
                         bail!(cancel_reason(&response));
                     }
-                    next_revision = next_revision.max(resume_after(&response));
+                    next_revision = next_revision.max(resume_after(&response, self.rev));
                     continue;
                 }
                 Ok(None) => "the node ended the watch".to_owned(),
@@ -69,11 +69,12 @@ impl Watch {
     }
 }
 
-/// The revision to go on from once this response was seen; 0 when it does not say.
-fn resume_after(response: &WatchResponse) -> i64 {
+/// The revision to go on from once this response was seen; 0 when it does not say. A watch from now on begins behind the revision
+/// that it was created at.
+fn resume_after(response: &WatchResponse, start_revision: i64) -> i64 {
     match response.events.last().and_then(|event| event.kv.as_ref()) {
         Some(last) => last.mod_revision + 1,
-        None if response.created => 0,
+        None if response.created && start_revision > 0 => 0,
         None => response.header.as_ref().map_or(0, |header| header.revision + 1),
     }
 }
@@ -133,4 +134,25 @@ fn event(event: &Event) -> Value {
         object["prev_kv"] = out::kv(previous);
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvasir_api::etcdserverpb::ResponseHeader;
+    use kvasir_api::mvccpb::KeyValue;
+
+    #[test]
+    fn a_watch_can_go_on_from_where_it_ended_even_before_its_first_event() {
+        let header = Some(ResponseHeader { revision: 7, ..ResponseHeader::default() });
+        let created = WatchResponse { created: true, header, ..WatchResponse::default() };
+        assert_eq!(resume_after(&created, 0), 8);
+        // A start was given: nothing was seen of what lies between it and now.
+        assert_eq!(resume_after(&created, 3), 0);
+        let progress = WatchResponse { header, ..WatchResponse::default() };
+        assert_eq!(resume_after(&progress, 3), 8);
+        let kv = Some(KeyValue { mod_revision: 5, ..KeyValue::default() });
+        let events = vec![Event { kv, ..Event::default() }];
+        assert_eq!(resume_after(&WatchResponse { events, ..progress }, 3), 6);
+    }
 }

@@ -1,6 +1,7 @@
 //! Precedence of the sources, and the line that each wrong value gives.
 
-use super::{Config, ConfigError, LogOutput, NOT_YET, SETTINGS};
+use super::refused::NOT_YET;
+use super::{Config, ConfigError, LogOutput, SETTINGS};
 
 /// Settles from lists of (name, value) and (variable, value).
 fn settle(flags: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {

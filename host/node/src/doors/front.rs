@@ -1,10 +1,11 @@
-//! What holds for every gRPC request before it is routed, and for every answer after: etcd's metadata rules and its words for a
-//! message that is too large.
+//! What holds for every gRPC request before it is routed, and for every answer after: etcd's metadata rules, a deadline for the
+//! bodies of requests that are one message, and etcd's words for a message that is too large.
 //!
 //! **Invariant:** allocates nothing for a request that passes, beyond what routing does.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,29 +14,41 @@ use axum::routing::future::RouteFuture;
 use futures_util::FutureExt;
 use futures_util::future::{Either, Map};
 use http::{HeaderMap, Request, header};
-use kvasir_api::Error;
+use kvasir_api::{Error, limits};
 use kvasir_engine::Engine;
 use tonic::{Code, Status};
 use tower::Service;
+
+use super::timely::Timely;
 
 /// The router behind the rules.
 #[derive(Clone)]
 pub(crate) struct Front {
     router: Router,
     engine: Engine,
+    body_timeout: Duration,
 }
+
+/// Methods whose requests are streams: they last as long as their clients like.
+const STREAMS: [&str; 3] =
+    ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive", "/kvasir.plugin.v1.Plugins/Install"];
 
 type Answer = Result<Response, Infallible>;
 
 impl Front {
     pub(super) fn new(router: Router, engine: Engine) -> Front {
-        Front { router, engine }
+        Front { router, engine, body_timeout: Duration::from_millis(limits::REQUEST_BODY_TIMEOUT_MS) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_body_timeout(self, body_timeout: Duration) -> Front {
+        Front { body_timeout, ..self }
     }
 }
 
 impl<B> hyper::service::Service<Request<B>> for Front
 where
-    B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
+    B: hyper::body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<axum::BoxError>,
 {
     type Response = Response;
@@ -49,6 +62,8 @@ where
         {
             return Either::Left(ready(Ok(Status::from(error).into_http())));
         }
+        let within = (!STREAMS.contains(&request.uri().path())).then_some(self.body_timeout);
+        let request = request.map(|body| Timely::new(body, within));
         Either::Right(self.router.clone().call(request).map(in_etcds_words as fn(Answer) -> Answer))
     }
 }

@@ -2,13 +2,13 @@
 
 use std::pin::Pin;
 
-use futures_util::stream::{self, Stream};
-use kvasir_api::Error;
+use futures_util::stream::{self, Stream, StreamExt};
 use kvasir_api::etcdserverpb::lease_server::Lease;
 use kvasir_api::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
+use kvasir_api::{Error, limits};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Door, front};
@@ -29,13 +29,19 @@ impl Lease for Door {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let renewals = Some((self.clone(), request.into_inner()));
-        // One renewal after the other, in the order they were asked for; the first error ends the stream.
-        let answers = stream::unfold(renewals, |renewals| async {
-            let (mut door, mut requests) = renewals?;
-            let answer = door.renew(&mut requests).await?;
-            let rest = answer.is_ok().then_some((door, requests));
-            Some((answer, rest))
+        let asked = stream::unfold(Some((self.clone(), request.into_inner())), |asked| async {
+            let (mut door, mut requests) = asked?;
+            let request = door.next_renewal(&mut requests).await?;
+            let rest = request.is_ok().then_some((door, requests));
+            Some((request, rest))
+        });
+        // Renewals that wait at the same moment share one entry, those of one stream too; the answers keep the order.
+        let door = self.clone();
+        let answers = asked.map(move |request| door.clone().renew(request)).buffered(limits::KEEPALIVES_PER_STREAM_MAX);
+        // The first error ends the stream.
+        let answers = answers.scan(false, |failed, answer| {
+            let last = std::mem::replace(failed, answer.is_err());
+            std::future::ready((!last).then_some(answer))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -53,19 +59,18 @@ impl Lease for Door {
 }
 
 impl Door {
-    /// The next renewal of a stream; `None` when its client has no more.
-    async fn renew(
+    /// The next request of a stream; `None` when its client has no more.
+    async fn next_renewal(
         &mut self,
         requests: &mut Streaming<LeaseKeepAliveRequest>,
-    ) -> Option<Result<LeaseKeepAliveResponse, Status>> {
-        let request = tokio::select! {
-            request = requests.message() => request,
-            () = self.stopped() => Err(Error::Stopped.into()),
-        };
-        match request {
-            Ok(Some(request)) => Some(self.engine.lease_keep_alive(&self.caller, request.id).await.map_err(Status::from)),
-            Ok(None) => None,
-            Err(status) => Some(Err(front::stream_error(status))),
+    ) -> Option<Result<LeaseKeepAliveRequest, Status>> {
+        tokio::select! {
+            request = requests.message() => request.map_err(front::stream_error).transpose(),
+            () = self.stopped() => Some(Err(Error::Stopped.into())),
         }
+    }
+
+    async fn renew(self, request: Result<LeaseKeepAliveRequest, Status>) -> Result<LeaseKeepAliveResponse, Status> {
+        Ok(self.engine.lease_keep_alive(&self.caller, request?.id).await?)
     }
 }

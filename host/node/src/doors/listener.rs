@@ -1,11 +1,12 @@
 //! The client port: listens, accepts, and serves HTTP/1.1 and HTTP/2 (gRPC) on one connection after looking at its first bytes.
 //!
-//! **Invariant:** at most `CONNECTIONS_MAX` connections are open, and when the node stops each is told so and ends within the
-//! drain's deadline.
+//! **Invariant:** at most `CONNECTIONS_MAX` connections are open, on all addresses together; one on which nothing is asked for in
+//! time is closed; and when the node stops each is told so and ends within the drain's deadline.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch as flag};
 use tokio::task::JoinSet;
 
+use super::greeting::{Asked, greeted};
 use super::{Front, stopped};
 use crate::config::Config;
 
@@ -24,6 +26,7 @@ pub(crate) struct Settings {
     streams_max: u32,
     keepalive_interval: Option<Duration>,
     keepalive_timeout: Duration,
+    pub(super) head_timeout: Duration,
 }
 
 impl Settings {
@@ -33,6 +36,7 @@ impl Settings {
             streams_max: config.streams_max,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            head_timeout: Duration::from_millis(limits::REQUEST_HEAD_TIMEOUT_MS),
         }
     }
 }
@@ -58,9 +62,19 @@ pub(crate) async fn bind(host_port: &str) -> Result<(TcpListener, SocketAddr), S
     Ok((listener, address))
 }
 
+/// Places for connections, which all listeners share.
+pub(crate) fn permits() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(limits::CONNECTIONS_MAX))
+}
+
 /// Accepts connections until the node stops, then waits for those that are open; whoever calls bounds the wait.
-pub(crate) async fn serve(listener: TcpListener, front: Front, settings: Settings, mut stopping: flag::Receiver<bool>) {
-    let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+pub(crate) async fn serve(
+    listener: TcpListener,
+    front: Front,
+    settings: Settings,
+    permits: Arc<Semaphore>,
+    mut stopping: flag::Receiver<bool>,
+) {
     let builder = builder(settings);
     let mut connections = JoinSet::new();
     loop {
@@ -76,7 +90,7 @@ pub(crate) async fn serve(listener: TcpListener, front: Front, settings: Setting
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serving = connection(stream, peer, builder.clone(), front.clone(), stopping.clone());
+                let serving = connection(stream, peer, builder.clone(), front.clone(), settings, stopping.clone());
                 connections.spawn(async move {
                     serving.await;
                     drop(permit);
@@ -96,7 +110,7 @@ pub(crate) async fn serve(listener: TcpListener, front: Front, settings: Setting
 
 fn builder(settings: Settings) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_millis(limits::REQUEST_HEAD_TIMEOUT_MS));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.head_timeout);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -117,6 +131,7 @@ async fn connection(
     peer: SocketAddr,
     builder: auto::Builder<TokioExecutor>,
     front: Front,
+    settings: Settings,
     mut stopping: flag::Receiver<bool>,
 ) {
     // Without it a small answer waits for the client's delayed acknowledgement: 40 ms.
@@ -124,6 +139,16 @@ async fn connection(
         tracing::debug!(%peer, %error, "the connection is gone already");
         return;
     }
+    let deadline = tokio::time::Instant::now() + settings.head_timeout;
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout_at(deadline, greeted(stream)) => greeted,
+        () = stopped(&mut stopping) => return,
+    };
+    let Ok(Ok(stream)) = greeted else {
+        tracing::debug!(%peer, "the connection ended before anything was asked for");
+        return;
+    };
+    let (front, asked) = Asked::new(front);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), front));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -131,9 +156,22 @@ async fn connection(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = unasked(&asked, deadline) => {
+            // A client that says nothing may not answer to a farewell either.
+            tracing::debug!(%peer, "the connection is closed: nothing was asked for");
+            return;
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, error, "connection ended");
+    }
+}
+
+/// Resolves at the deadline if nothing was asked for by then.
+async fn unasked(asked: &AtomicBool, deadline: tokio::time::Instant) {
+    tokio::time::sleep_until(deadline).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 

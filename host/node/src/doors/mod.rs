@@ -8,6 +8,7 @@
 
 mod cluster;
 mod front;
+mod greeting;
 mod kv;
 mod lease;
 pub(crate) mod listener;
@@ -18,6 +19,7 @@ mod pages;
 mod plugins;
 #[cfg(test)]
 mod tests;
+mod timely;
 mod watch;
 
 use std::sync::Arc;

@@ -9,14 +9,11 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, Uri, header};
-use kvasir_api::etcdserverpb::{AlarmType, StatusRequest};
-use kvasir_api::limits;
+use kvasir_api::etcdserverpb::AlarmType;
+use kvasir_api::{ETCD_VERSION, limits};
 use serde_json::json;
 
 use super::{Door, metrics};
-
-/// The version of etcd's API that is served, where clients ask for etcd's version.
-pub(crate) const ETCD_VERSION: &str = "3.6.0";
 
 pub(super) fn router(door: Door) -> Router {
     Router::new()
@@ -43,7 +40,11 @@ async fn version() -> Response {
 }
 
 async fn metrics_page(State(door): State<Door>) -> Response {
-    let text = metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list().plugins);
+    // What the kernel is asked for may block.
+    let read = move || metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list().plugins);
+    let Ok(text) = tokio::task::spawn_blocking(read).await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the node is stopping\n").into_response();
+    };
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -51,15 +52,15 @@ async fn metrics_page(State(door): State<Door>) -> Response {
 async fn health(State(door): State<Door>, uri: Uri) -> Response {
     let excluded = values(&uri, "exclude");
     let serializable = values(&uri, "serializable").contains(&"true");
-    let alarms = door.alarms().await;
-    let reason = match alarms {
-        Err(reason) => Some(reason),
-        Ok(alarms) => alarms.into_iter().find(|alarm| !excluded.contains(alarm)).map(|alarm| format!("ALARM {alarm}")),
-    };
-    let reason = match reason {
-        Some(reason) => Err(reason),
+    let alarm = door.alarms().into_iter().find(|alarm| !excluded.contains(alarm));
+    let reason = match alarm {
+        Some(alarm) => Err(format!("ALARM {alarm}")),
         None if serializable => Ok(()),
-        None => door.leader().and(door.linearizable().await.map_err(|reason| format!("QGET ERROR:{reason}"))),
+        None => match door.leader() {
+            // Nothing could be read for as long as a request may take.
+            Err(reason) => Err(reason),
+            Ok(()) => door.linearizable().await.map_err(|reason| format!("QGET ERROR:{reason}")),
+        },
     };
     match reason {
         Ok(()) => json_page(StatusCode::OK, json!({ "health": "true", "reason": "" })),
@@ -109,11 +110,14 @@ async fn checks(door: &Door, uri: &Uri, page: &str, names: &[&str]) -> Response 
 impl Door {
     async fn check(&self, name: &str) -> Result<(), String> {
         match name {
-            "data_corruption" => match self.alarms().await?.contains(&"CORRUPT") {
+            "data_corruption" => match self.alarms().contains(&"CORRUPT") {
                 true => Err("alarm activated: CORRUPT".to_owned()),
                 false => Ok(()),
             },
-            "linearizable_read" => self.leader().and(self.linearizable().await),
+            "linearizable_read" => match self.leader() {
+                Err(reason) => Err(reason),
+                Ok(()) => self.linearizable().await,
+            },
             // What is in memory can be read as long as this answers at all.
             _ => Ok(()),
         }
@@ -132,14 +136,10 @@ impl Door {
     }
 
     /// The alarms that this node knows to be raised; asks no other.
-    async fn alarms(&self) -> Result<Vec<&'static str>, String> {
-        let status = self.engine.status(&self.caller, StatusRequest {}).await.map_err(|error| error.to_string())?;
-        let raised = |alarm: &AlarmType| {
-            let named = format!("alarm:{} ", alarm.as_str_name());
-            status.errors.iter().any(|error| error.contains(&named))
-        };
+    fn alarms(&self) -> Vec<&'static str> {
+        let raised = self.engine.alarms();
         let alarms = [AlarmType::Nospace, AlarmType::Corrupt];
-        Ok(alarms.iter().filter(|alarm| raised(alarm)).map(AlarmType::as_str_name).collect())
+        alarms.iter().filter(|alarm| raised.iter().any(|(_, other)| other == *alarm)).map(AlarmType::as_str_name).collect()
     }
 }
 

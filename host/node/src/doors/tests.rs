@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvasir_api::Error;
 use kvasir_api::etcdserverpb::cluster_client::ClusterClient;
 use kvasir_api::etcdserverpb::kv_client::KvClient;
 use kvasir_api::etcdserverpb::lease_client::LeaseClient;
@@ -17,7 +18,7 @@ use kvasir_api::v3lockpb::lock_client::LockClient;
 use kvasir_api::v3lockpb::{LockRequest, UnlockRequest};
 use kvasir_engine::{Engine, EngineOptions};
 use kvasir_plugins::{PluginHost, PluginHostOptions};
-use kvasir_storage::disk::RealDisk;
+use kvasir_storage::disk::{Disk, RealDisk, SimDisk};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -40,18 +41,25 @@ struct Node {
 
 impl Node {
     async fn start() -> Node {
+        Node::start_on(Arc::new(RealDisk), Duration::from_secs(60)).await
+    }
+
+    /// `timeout` is for a request's head and for its body.
+    async fn start_on(disk: Arc<dyn Disk>, timeout: Duration) -> Node {
         let folder = tempfile::tempdir().expect("a scratch folder");
-        let options = EngineOptions::new(folder.path().join("data"), Arc::new(RealDisk));
+        let options = EngineOptions::new(folder.path().join("data"), disk);
         let engine = Engine::start(options).await.expect("an engine");
         let options = PluginHostOptions { cache_dir: folder.path().join("cache"), threads: 1 };
         let plugins = PluginHost::start(engine.clone(), options).expect("a plugin host");
         let (stop, stopping) = flag::channel(false);
         let (_, health) = tonic_health::server::health_reporter();
         let door = Door::new(engine.clone(), plugins.clone(), stopping.clone());
-        let front = front(door, |routes| routes.add_service(health));
+        let front = front(door, |routes| routes.add_service(health)).with_body_timeout(timeout);
         let (listener, address) = listener::bind("127.0.0.1:0").await.expect("a free port");
         let config = Config::settle(|_| None, |_| None).expect("defaults");
-        let serving = tokio::spawn(listener::serve(listener, front, listener::Settings::of(&config), stopping));
+        let mut settings = listener::Settings::of(&config);
+        settings.head_timeout = timeout;
+        let serving = tokio::spawn(listener::serve(listener, front, settings, listener::permits(), stopping));
         Node { address, engine, plugins, stop, serving, _folder: folder }
     }
 
@@ -174,6 +182,28 @@ async fn a_renewal_of_a_lease_that_is_gone_answers_zero() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keepalives_of_one_stream_share_entries_and_are_answered_in_order() {
+    const LEASES: i64 = 500;
+    let disk = SimDisk::new(1);
+    let node = Node::start_on(Arc::new(disk.clone()), Duration::from_secs(60)).await;
+    let mut lease = LeaseClient::new(node.channel().await);
+    for id in 1..=LEASES {
+        soon(lease.lease_grant(LeaseGrantRequest { ttl: 600, id })).await.expect("granted");
+    }
+    let before = node.engine.metrics().log_entries;
+    disk.set_sync_delay(Duration::from_millis(10));
+    let asked = tokio_stream::iter((1..=LEASES).map(|id| LeaseKeepAliveRequest { id }));
+    let mut answers = soon(lease.lease_keep_alive(asked)).await.expect("a stream").into_inner();
+    for id in 1..=LEASES {
+        let answer = soon(answers.message()).await.expect("alive").expect("an answer");
+        assert_eq!((answer.id, answer.ttl), (id, 600));
+    }
+    let entries = node.engine.metrics().log_entries - before;
+    assert!(entries < 50, "{LEASES} renewals of one stream took {entries} entries");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_members_and_plugins_answer() {
     let node = Node::start().await;
     let channel = node.channel().await;
@@ -191,11 +221,54 @@ async fn locks_members_and_plugins_answer() {
     assert_eq!(last.0, Code::FailedPrecondition);
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let status = soon(maintenance.status(StatusRequest {})).await.expect("status").into_inner();
-    assert_eq!((status.version.as_str(), status.leader), (pages::ETCD_VERSION, members[0].id));
+    assert_eq!((status.version.as_str(), status.leader), (kvasir_api::ETCD_VERSION, members[0].id));
     let mut plugins = PluginsClient::new(channel);
     assert!(soon(plugins.list(ListRequest {})).await.expect("a list").into_inner().plugins.is_empty());
     let missing = refusal(soon(plugins.inspect(InspectRequest { name: "nobody".into() })).await);
     assert_eq!(missing.0, Code::NotFound);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_nothing_is_asked_for_is_closed_while_others_are_served() {
+    let node = Node::start_on(Arc::new(RealDisk), Duration::from_millis(300)).await;
+    let mut kv = KvClient::new(node.channel().await);
+    soon(kv.put(put("a", "1"))).await.expect("put");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    // HTTP/2's preface with empty settings behind it.
+    let settings = [preface, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    for said in [&b""[..], b"PRI * H", b"GET /hea", preface, &settings] {
+        let mut silent = TcpStream::connect(node.address).await.expect("a connection");
+        silent.write_all(said).await.expect("sent");
+        let closed = async {
+            let mut buffer = [0; 1024];
+            // What the server says before it closes does not matter.
+            while silent.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        };
+        soon(closed).await;
+        // Who has asked for something may be silent as long as it likes.
+        soon(kv.put(put("a", "2"))).await.expect("put");
+    }
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_message_does_not_come_is_given_up_and_a_stream_is_not() {
+    let node = Node::start_on(Arc::new(RealDisk), Duration::from_millis(300)).await;
+    let channel = node.channel().await;
+    let mut watch = WatchClient::new(channel.clone());
+    let (_requests, outbound) = mpsc::channel(4);
+    let mut responses = soon(watch.watch(ReceiverStream::new(outbound))).await.expect("a stream").into_inner();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    soon(grpc.ready()).await.expect("ready");
+    let codec = tonic_prost::ProstCodec::<PutRequest, PutResponse>::default();
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
+    let never = tonic::Request::new(tokio_stream::pending::<PutRequest>());
+    let given_up = refusal(soon(grpc.client_streaming(never, path, codec)).await);
+    assert_eq!(given_up, (Error::Timeout.code(), Error::Timeout.to_string()));
+    // The watch has been waiting at least as long.
+    let waiting = tokio::time::timeout(Duration::from_millis(50), responses.message()).await;
+    assert!(waiting.is_err(), "the watch goes on: {waiting:?}");
     node.end().await;
 }
 
