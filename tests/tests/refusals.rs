@@ -62,12 +62,16 @@ fn assert_says(line: &str, words: &[&str]) {
 
 /// A stopped node's folder with some data in it.
 async fn used_folder() -> (tempfile::TempDir, PathBuf) {
+    folder_with(200, 500).await
+}
+
+async fn folder_with(puts: usize, bytes: usize) -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("data");
     let mut node = Node::builder().data_dir(&folder).start();
     let client = node.client().await;
-    for n in 0..200 {
-        client.put(format!("/k/{n}"), vec![b'v'; 500]).await.unwrap();
+    for n in 0..puts {
+        client.put(format!("/k/{n}"), vec![b'v'; bytes]).await.unwrap();
     }
     assert!(node.terminate().success());
     (scratch, folder)
@@ -218,6 +222,46 @@ async fn a_damaged_file_is_refused_with_its_place_and_stays_as_it_was() {
         }
     }
     assert!(refusals >= 3, "the log, the state file and the version are each checked; {refusals} refusals");
+}
+
+#[tokio::test]
+async fn a_folder_that_has_lost_a_part_is_refused_and_never_taken_for_a_new_one() {
+    // Enough for the log to have more than one segment.
+    let (scratch, folder) = folder_with(100, 100_000).await;
+    let log = folder.join("log");
+    let mut segments: Vec<_> = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    segments.sort();
+    // Records begin after a header of 64 bytes; a segment that was only made ready has none.
+    let used = |name: &&std::ffi::OsString| std::fs::read(log.join(name)).unwrap()[64..].iter().any(|byte| *byte != 0);
+    let in_use = segments.iter().filter(used).count();
+    assert!(in_use >= 2, "{in_use} segments of {segments:?} have records");
+    let newest: Vec<PathBuf> = segments[in_use - 1..].iter().map(|name| Path::new("log").join(name)).collect();
+    let all: Vec<PathBuf> = segments.iter().map(|name| Path::new("log").join(name)).collect();
+    let cases: [(&str, &[PathBuf], &[&str]); 4] = [
+        ("the folder of the log emptied", &all, &["/log", "raft log is gone"]),
+        ("the folder of the log removed", &[PathBuf::from("log")], &["/log", "missing"]),
+        ("the newest segments removed", &newest, &["/log", "newest segments are gone"]),
+        ("the state file removed", &[PathBuf::from("state.redb")], &["/state.redb", "missing"]),
+    ];
+    for (case, gone, words) in cases {
+        let copy = scratch.path().join("copy");
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy).unwrap();
+        }
+        copy_folder(&folder, &copy);
+        for path in gone.iter().map(|path| copy.join(path)) {
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.unwrap();
+        }
+        let before = contents(&copy);
+        // Not the first time, and not once it has been tried.
+        for _ in 0..2 {
+            let line = refused(Node::builder().data_dir(&copy));
+            assert_says(&line, &[copy.to_str().unwrap(), "nothing was changed"]);
+            assert_says(&line, words);
+            assert_unchanged(&copy, &before);
+        }
+        eprintln!("{case}: refused");
+    }
 }
 
 fn copy_folder(from: &Path, to: &Path) {

@@ -18,7 +18,7 @@ use kvasir_api::limits;
 use kvasir_machine::{COMMAND_VERSION, Reply, State};
 use kvasir_storage::StorageError;
 use kvasir_storage::folder::DataFolder;
-use kvasir_storage::log::{Log, LogOptions};
+use kvasir_storage::log::{Log, LogOptions, LogState};
 use kvasir_storage::state::{Opened, Store, StoreOptions};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
@@ -109,7 +109,9 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     let log_options = LogOptions { on_fatal: Some(raise.clone()), ..options.log.clone() };
     let log = Log::open(Arc::clone(&options.disk), &folder.log_dir(), log_options)?;
     let store_options = StoreOptions { on_fatal: Some(raise), ..options.store.clone() };
-    let opened = Store::open(Arc::clone(&options.disk), &folder.state_path(), store_options)?;
+    let opened = open_store(options, &folder, &log, store_options)?;
+    // Before the identity is written: a folder that has one is a folder whose log has begun.
+    log.begin().map_err(|source| StorageError::io(&folder.log_dir(), "begin the raft log", source))?;
     opened.store.follow_log(&log);
     // Room kept aside for the day the disk is full; a disk that is full already is told of by the NOSPACE alarm, not here.
     if let Err(error) = folder.make_ballast(limits::BALLAST_BYTES) {
@@ -117,6 +119,34 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     }
     let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name)?;
     Ok(Storage { folder, identity, log, opened })
+}
+
+/// Opens the state file if it and the log can be those of one node; nothing is changed otherwise.
+fn open_store(options: &ConsensusOptions, folder: &DataFolder, log: &Log, store: StoreOptions) -> Result<Opened, StorageError> {
+    let (log_dir, path, logged) = (folder.log_dir(), folder.state_path(), log.state());
+    let state_is_gone =
+        || StorageError::missing(&path, "the state file is missing or empty, and the raft log beside it is not");
+    let exists = options.disk.exists(&path).map_err(|source| StorageError::io(&path, "look for the state file", source))?;
+    if !exists && logged != LogState::default() {
+        return Err(state_is_gone());
+    }
+    Store::open_if(Arc::clone(&options.disk), &path, store, |found| {
+        if found.local(identity::ROW).is_none() {
+            return if logged == LogState::default() { Ok(()) } else { Err(state_is_gone()) };
+        }
+        if !log.is_begun() {
+            return Err(StorageError::missing(&log_dir, "the raft log is gone, and the state file beside it is not new"));
+        }
+        let (applied, last) = (found.applied.log_id.map(|id| id.index), logged.last.map(|id| id.index));
+        if last < applied && !found.is_as_installed() {
+            let ends = last.map_or("is empty".to_owned(), |last| format!("ends with entry {last}"));
+            let applied = applied.unwrap_or_default();
+            let what =
+                format!("the raft log {ends}, and the state file has applied entry {applied}: its newest segments are gone");
+            return Err(StorageError::missing(&log_dir, what));
+        }
+        Ok(())
+    })
 }
 
 fn config(options: &ConsensusOptions) -> Result<Arc<Config>, StartError> {

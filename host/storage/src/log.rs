@@ -36,7 +36,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use writer::{Sizes, Writer};
 
@@ -116,6 +116,8 @@ pub(crate) struct Shared {
     /// The flushed index moved, or never will.
     flushed: Condvar,
     on_fatal: Option<FatalHandler>,
+    /// The first segment's head is durable.
+    begun: AtomicBool,
     syncs: AtomicU64,
     entries: AtomicU64,
     bytes: AtomicU64,
@@ -138,7 +140,8 @@ impl Shared {
 }
 
 impl Log {
-    /// Opens the log in `dir`, which must exist, and recovers what is in it; an empty folder is an empty log.
+    /// Opens the log in `dir`, which must exist, and recovers what is in it; an empty folder is an empty log. No segment is made
+    /// before [`Log::begin`] or the first call.
     ///
     /// # Errors
     /// [`StorageError::Corrupt`] for damage that no power cut explains, with nothing changed;
@@ -157,6 +160,7 @@ impl Log {
             room: Condvar::new(),
             flushed: Condvar::new(),
             on_fatal: options.on_fatal.clone(),
+            begun: AtomicBool::new(found.begun),
             syncs: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -169,6 +173,19 @@ impl Log {
             .spawn(move || writer.run())
             .map_err(|source| StorageError::io(dir, "start the log's thread", source))?;
         Ok(Log { handle: Arc::new(Handle { shared, options, writer: Mutex::new(Some(thread)) }) })
+    }
+
+    /// Whether anything was ever durable in this log: an empty one that is begun still has its first record.
+    pub fn is_begun(&self) -> bool {
+        self.shared().begun.load(Ordering::SeqCst)
+    }
+
+    /// Makes the log one that is begun, durably: from here on its loss can be told from its never having been. Waits for it.
+    ///
+    /// # Errors
+    /// The log failed or was closed.
+    pub fn begin(&self) -> io::Result<()> {
+        self.call_and_wait(|done| Request::Begin { done })
     }
 
     /// What the log holds, unwritten calls included.
@@ -303,12 +320,7 @@ impl Log {
     /// # Errors
     /// The log failed or was closed.
     pub fn sync(&self) -> io::Result<()> {
-        let (done, result) = std::sync::mpsc::sync_channel(1);
-        let send = Box::new(move |outcome| {
-            let _ = done.send(outcome);
-        });
-        self.call(0, send, |_, done| Ok(Request::Sync { done }));
-        result.recv().unwrap_or_else(|_| Err(StorageError::Closed.into()))
+        self.call_and_wait(|done| Request::Sync { done })
     }
 
     /// What the log did so far.
@@ -338,6 +350,15 @@ impl Log {
 
     fn shared(&self) -> &Shared {
         &self.handle.shared
+    }
+
+    fn call_and_wait(&self, request: impl FnOnce(Done) -> Request) -> io::Result<()> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        let send = Box::new(move |outcome| {
+            let _ = done.send(outcome);
+        });
+        self.call(0, send, |_, done| Ok(request(done)));
+        result.recv().unwrap_or_else(|_| Err(StorageError::Closed.into()))
     }
 
     fn call(&self, bytes: usize, done: Done, enter: impl FnOnce(&mut Memory, Done) -> Result<Request, (Done, io::Error)>) {

@@ -100,6 +100,29 @@ impl Default for StoreOptions {
     }
 }
 
+/// What stands in a state file that is about to be opened.
+#[derive(Debug)]
+pub struct Found {
+    /// Where in the log its state is.
+    pub applied: Applied,
+    local: Vec<(String, Bytes)>,
+}
+
+impl Found {
+    /// A row of this node alone.
+    pub fn local(&self, name: &str) -> Option<&Bytes> {
+        self.local.iter().find(|(found, _)| found == name).map(|(_, value)| value)
+    }
+
+    /// Whether the state is just as a received snapshot brought it: then the log may end before it.
+    pub fn is_as_installed(&self) -> bool {
+        self.applied.log_id.is_some_and(|id| self.local(INSTALLED).is_some_and(|row| row[..] == id_bytes(id)))
+    }
+}
+
+/// The local row that says which applied id the last received snapshot brought.
+const INSTALLED: &str = "installed";
+
 /// What opening a store finds.
 pub struct Opened {
     /// The store.
@@ -166,8 +189,27 @@ impl Store {
     /// [`StorageError::Corrupt`] if the file's content does not fit together; [`StorageError::OtherVersion`];
     /// [`StorageError::Io`].
     pub fn open(disk: Arc<dyn Disk>, path: &Path, options: StoreOptions) -> Result<Opened, StorageError> {
+        Self::open_if(disk, path, options, |_| Ok(()))
+    }
+
+    /// As [`Store::open`], if `check` agrees with what is in the file; nothing is changed in it before.
+    ///
+    /// # Errors
+    /// As [`Store::open`], or those of `check`.
+    pub fn open_if(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        options: StoreOptions,
+        check: impl FnOnce(&Found) -> Result<(), StorageError>,
+    ) -> Result<Opened, StorageError> {
         let file = StateFile::open(&*disk, path, &options)?;
-        let (state, applied) = file.restore()?;
+        let restored = file.restore().and_then(|(state, applied)| {
+            let found = Found { applied, local: file.local_rows()? };
+            check(&found)?;
+            file.release()?;
+            Ok((state, found.applied))
+        });
+        let (state, applied) = restored.inspect_err(|_| file.seal())?;
         let shared = Arc::new(Shared {
             disk,
             path: path.to_path_buf(),

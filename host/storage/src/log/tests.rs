@@ -168,6 +168,10 @@ struct Model {
 impl Model {
     fn of(log: &Log) -> Self {
         let state = log.state();
+        assert!(
+            state.committed.map(|id| id.index) <= state.last.map(|id| id.index),
+            "a committed id beyond the last entry: {state:?}"
+        );
         let entries = log.read(0..u64::MAX).expect("a read");
         Self {
             vote: state.vote,
@@ -391,7 +395,7 @@ fn a_missing_segment_is_reported() {
 #[test]
 fn another_format_version_is_refused_by_name() {
     let disk = new_disk(1);
-    open(&disk).close().expect("closed");
+    open(&disk).begin().expect("begun");
     let path = segment::path(dir(), 1);
     let mut bytes = disk.read_file(&path).expect("the segment");
     bytes[8] = 2;
@@ -522,4 +526,45 @@ fn write_the_log_fixture() {
     // The zeros after the last record are left out.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     crate::fixture::write("log-v1.hex", &bytes[..end]);
+}
+
+#[test]
+fn opening_an_empty_log_makes_nothing_and_one_that_was_begun_is_known_as_such() {
+    let disk = new_disk(1);
+    let log = open(&disk);
+    assert!(!log.is_begun());
+    log.close().expect("closed");
+    assert!(disk.list(dir()).expect("a listing").is_empty(), "nothing is made before the log is begun");
+    let log = open(&disk);
+    log.begin().expect("begun");
+    assert!(log.is_begun());
+    for seed in 0..20 {
+        let log = open(&disk.image(seed));
+        assert!(log.is_begun() && log.state() == LogState::default(), "seed {seed}");
+        log.begin().expect("begun already");
+    }
+    append(&log, vec![entry(1, 0, 10)]).expect("an append");
+    log.close().expect("closed");
+    assert!(open(&disk).is_begun());
+    let log = open(&new_disk(2));
+    append(&log, vec![entry(1, 0, 10)]).expect("an append");
+    assert!(log.is_begun(), "an append begins it too");
+}
+
+/// A process that dies between the rename of a segment and the folder's sync leaves a name that the next power cut may take.
+#[test]
+fn a_segment_whose_name_was_never_made_durable_is_not_trusted_after_a_restart() {
+    for operations in 0..24 {
+        for seed in 0..8 {
+            let disk = new_disk(seed);
+            disk.cut_power_after(operations);
+            let first = Log::open(Arc::new(disk.clone()), dir(), small()).map(|log| log.begin());
+            let restarted = disk.kill(seed);
+            drop(first);
+            let log = open(&restarted);
+            append(&log, vec![entry(1, 0, 10)]).expect("an append");
+            let after = restarted.crash(seed);
+            assert_eq!(open(&after).state().last, Some(id(1, 0)), "{operations} operations, seed {seed}");
+        }
+    }
 }

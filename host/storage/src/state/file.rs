@@ -7,7 +7,7 @@ use super::backend::Backend;
 use super::tail::{Batch, Tail};
 use super::{Applied, StoreOptions};
 use crate::StorageError;
-use crate::disk::Disk;
+use crate::disk::{Disk, parent};
 use crate::log::LogId;
 use bytes::Bytes;
 use kvasir_machine::{FormatError, Rev, Row, State, Table};
@@ -33,9 +33,7 @@ pub(super) struct StateFile {
 
 /// The name under which a state file is built.
 pub(super) fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    PathBuf::from(name)
+    crate::disk::unfinished(path, ".new")
 }
 
 /// A small table's key in the file: the table's number, then the key.
@@ -47,13 +45,16 @@ pub(super) fn table_key(table: Table, key: &[u8]) -> Vec<u8> {
 }
 
 impl StateFile {
-    /// Opens the file at `path`, creating an empty one if there is none.
+    /// Opens the file at `path`, creating an empty one if there is none. What is there is left as it was until
+    /// [`StateFile::release`].
     pub(super) fn open(disk: &dyn Disk, path: &Path, options: &StoreOptions) -> Result<Self, StorageError> {
         let leftover = unfinished(path);
         let fail = |doing| move |source| StorageError::io(path, doing, source);
         if disk.exists(&leftover).map_err(fail("look for the state file"))? {
             disk.remove(&leftover).map_err(fail("remove an unfinished state file"))?;
         }
+        // The name may be there by a rename that was never made durable.
+        disk.sync_dir(parent(path)).map_err(fail("sync the state file's folder"))?;
         if !disk.exists(path).map_err(fail("look for the state file"))? {
             let fresh = Self::create(disk, path, options)?;
             fresh.install(disk)?;
@@ -63,9 +64,22 @@ impl StateFile {
         if file.is_empty().map_err(fail("read the state file"))? {
             return Err(StorageError::corrupt(path, 0, "the state file is empty"));
         }
-        let opened = Self::with_backend(Backend::new(file), path, options)?;
-        opened.check_version()?;
+        let backend = Backend::held(file).map_err(fail("read the state file"))?;
+        let opened = Self::with_backend(backend, path, options)?;
+        opened.check_version().inspect_err(|_| opened.seal())?;
         Ok(opened)
+    }
+
+    /// Lets through what opening the file changed in it.
+    pub(super) fn release(&self) -> Result<(), StorageError> {
+        self.backend.release().map_err(|source| StorageError::io(&self.path, "write the state file", source))
+    }
+
+    /// Closes the database, if nobody reads in it, and lets nothing reach the file any more.
+    pub(super) fn close(self) {
+        // A database with readers is not closed: the next start repairs it from its last checkpoint.
+        drop(Arc::try_unwrap(self.db));
+        self.backend.seal();
     }
 
     /// Makes an empty file beside `path`, to be filled and then [`StateFile::install`]ed.
@@ -80,9 +94,8 @@ impl StateFile {
 
     /// Gives a finished file its name, replacing the old one.
     pub(super) fn install(&self, disk: &dyn Disk) -> Result<(), StorageError> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
         disk.rename(&unfinished(&self.path), &self.path)
-            .and_then(|()| disk.sync_dir(dir))
+            .and_then(|()| disk.sync_dir(parent(&self.path)))
             .map_err(|source| StorageError::io(&self.path, "name the state file", source))
     }
 
@@ -90,7 +103,8 @@ impl StateFile {
         let db = Database::builder()
             .set_cache_size(options.cache_bytes)
             .create_with_backend(backend.clone())
-            .map_err(|error| fault(path, error.into()))?;
+            .map_err(|error| fault(path, error.into()))
+            .inspect_err(|_| backend.seal())?;
         Ok(Self { db: Arc::new(db), backend, path: path.to_path_buf() })
     }
 

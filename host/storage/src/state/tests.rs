@@ -409,3 +409,55 @@ fn write_the_snapshot_fixture() {
     store.export(snap).expect("an export");
     crate::fixture::write("snapshot-v1.hex", &disk.read_file(snap).expect("the snapshot"));
 }
+
+#[test]
+fn a_state_file_whose_name_was_never_made_durable_is_not_trusted_after_a_restart() {
+    for operations in 0..24 {
+        for seed in 0..8 {
+            let disk = new_disk(seed);
+            disk.cut_power_after(operations);
+            let first = Store::open(Arc::new(disk.clone()), path(), quiet());
+            let restarted = disk.kill(seed);
+            drop(first);
+            let Opened { store, mut state, .. } = open(&restarted);
+            puts(&store, &mut state, 1);
+            store.checkpoint().expect("a checkpoint");
+            let after = restarted.crash(seed);
+            assert_eq!(open(&after).applied.log_id, Some(id(1)), "{operations} operations, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_state_file_that_is_refused_is_left_as_it_was() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 20);
+    store.checkpoint().expect("a checkpoint");
+    let unclean = disk.image(1);
+    store.close().expect("closed");
+    for disk in [disk, unclean] {
+        let before = disk.read_file(path()).expect("the file");
+        let refuse = |found: &Found| {
+            assert_eq!(found.applied.log_id, Some(id(20)));
+            Err(StorageError::missing(path(), "refused"))
+        };
+        let refused = Store::open_if(Arc::new(disk.clone()), path(), quiet(), refuse);
+        assert!(matches!(refused.err(), Some(StorageError::Missing { .. })));
+        assert!(disk.read_file(path()).expect("the file") == before, "not a byte was changed");
+        open(&disk).store.close().expect("closed");
+    }
+}
+
+#[test]
+fn nothing_reaches_the_file_after_a_close_even_with_a_reader_in_it() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 20);
+    let reader = store.file().expect("the file");
+    store.close().expect("closed");
+    let before = disk.read_file(path()).expect("the file");
+    drop(reader);
+    assert!(disk.read_file(path()).expect("the file") == before, "the reader was the last to let go, and wrote");
+    assert_eq!(open(&disk).applied.log_id, Some(id(20)));
+}

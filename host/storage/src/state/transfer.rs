@@ -3,10 +3,11 @@
 //! **Invariant:** import touches nothing but a file beside the state file, until that is whole, verified and durable.
 
 use super::file::{HISTORY, StateFile, TABLES};
-use super::{Applied, StoreOptions};
+use super::{Applied, INSTALLED, StoreOptions, id_bytes};
 use crate::StorageError;
 use crate::disk::Disk;
 use crate::snapshot::{SnapshotInfo, SnapshotPart, SnapshotReader, SnapshotWriter};
+use bytes::Bytes;
 use kvasir_machine::{Rev, State};
 use redb::{ReadableDatabase, ReadableTable};
 use std::path::Path;
@@ -43,6 +44,8 @@ pub(super) fn import(
     let fresh = StateFile::create(disk, &old.path, options)?;
     let filled = fill(&mut reader, &fresh).and_then(|()| {
         fresh.put_local(&old.local_rows()?)?;
+        let installed = applied.log_id.map(|id| (INSTALLED.to_owned(), Bytes::copy_from_slice(&id_bytes(id))));
+        fresh.put_local(installed.as_slice())?;
         fresh.make_durable(&applied)?;
         // Bytes that verify can still make no sense to the machine; that, too, must be known before the old file goes.
         fresh.restore().map_err(|error| match error {

@@ -57,7 +57,10 @@ impl Writer {
                 break;
             }
         }
-        *self.shared.file.write() = None;
+        // Whoever closes the store may let go of the folder next: nothing is written after that.
+        if let Some(file) = self.shared.file.write().take() {
+            file.close();
+        }
         let mut inner = self.shared.inner.lock();
         inner.closing = true;
         let jobs = std::mem::take(&mut inner.jobs);
