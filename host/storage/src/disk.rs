@@ -13,7 +13,7 @@ mod slow;
 pub use real::RealDisk;
 #[cfg(test)]
 pub(crate) use sim::Random;
-pub use sim::{DiskCounters, Fault, FaultPlan, SimDisk};
+pub use sim::{Fault, FaultPlan, SimDisk};
 pub use slow::SlowDisk;
 
 use std::fmt::Debug;

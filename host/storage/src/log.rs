@@ -25,6 +25,7 @@ mod tests;
 pub use entry::{EntryKind, LogEntry, LogId, LogState, Vote};
 
 use crate::disk::Disk;
+use crate::thread::OwnThread;
 use crate::{FatalHandler, StorageError};
 use kvasir_api::limits;
 use memory::{Memory, Request, weight};
@@ -37,7 +38,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use writer::{Sizes, Writer};
 
 /// Called once, on the log's thread, when a call is durable or has failed. Must not block.
@@ -104,7 +104,7 @@ pub struct Log {
 struct Handle {
     shared: Arc<Shared>,
     options: LogOptions,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: OwnThread,
 }
 
 pub(crate) struct Shared {
@@ -168,11 +168,9 @@ impl Log {
         let preparer = Preparer::start(disk, dir.to_path_buf(), found.ready)?;
         let sizes = Sizes { least: room, most: options.segment_bytes };
         let writer = Writer::new(shared.clone(), preparer, sizes, found.active, found.sealed, found.view);
-        let thread = std::thread::Builder::new()
-            .name("kvasir-log".into())
-            .spawn(move || writer.run())
+        let writer = OwnThread::spawn("kvasir-log", move || writer.run())
             .map_err(|source| StorageError::io(dir, "start the log's thread", source))?;
-        Ok(Log { handle: Arc::new(Handle { shared, options, writer: Mutex::new(Some(thread)) }) })
+        Ok(Log { handle: Arc::new(Handle { shared, options, writer }) })
     }
 
     /// Whether anything was ever durable in this log: an empty one that is begun still has its first record.
@@ -290,6 +288,30 @@ impl Log {
         Ok(entries)
     }
 
+    /// Bytes that the unpurged entries take on the disk.
+    pub fn live_bytes(&self) -> u64 {
+        self.shared().memory.lock().index.bytes()
+    }
+
+    /// The oldest entry from which on the log takes `bytes` at most.
+    pub fn newest_within(&self, bytes: u64) -> u64 {
+        self.shared().memory.lock().index.newest_within(bytes)
+    }
+
+    /// Whether a call would be taken without waiting.
+    pub fn has_room(&self) -> bool {
+        self.handle.has_room(&self.shared().memory.lock())
+    }
+
+    /// Waits until a call would be taken without waiting, or would be refused.
+    pub fn wait_for_room(&self) {
+        let shared = self.shared();
+        let mut memory = shared.memory.lock();
+        while !self.handle.has_room(&memory) {
+            shared.room.wait(&mut memory);
+        }
+    }
+
     /// The newest entry that is durable together with all before it; `None` if there is none.
     pub fn flushed_index(&self) -> Option<u64> {
         self.shared().memory.lock().flushed().checked_sub(1)
@@ -363,11 +385,8 @@ impl Log {
 
     fn call(&self, bytes: usize, done: Done, enter: impl FnOnce(&mut Memory, Done) -> Result<Request, (Done, io::Error)>) {
         let shared = self.shared();
-        let options = &self.handle.options;
         let mut memory = shared.memory.lock();
-        while memory.refusal().is_none()
-            && (memory.queue.len() >= options.queue_max || memory.queue_bytes >= options.queue_bytes_max)
-        {
+        while !self.handle.has_room(&memory) {
             shared.room.wait(&mut memory);
         }
         if let Some(error) = memory.refusal() {
@@ -390,16 +409,16 @@ impl Log {
 }
 
 impl Handle {
+    fn has_room(&self, memory: &Memory) -> bool {
+        memory.refusal().is_some()
+            || (memory.queue.len() < self.options.queue_max && memory.queue_bytes < self.options.queue_bytes_max)
+    }
+
     fn close(&self) {
         self.shared.memory.lock().closing = true;
         self.shared.work.notify_all();
         self.shared.room.notify_all();
-        let thread = self.writer.lock().take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.writer.join();
     }
 }
 

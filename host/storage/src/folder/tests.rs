@@ -116,3 +116,14 @@ fn a_used_folder_without_its_log_is_refused_and_left_as_it_was() {
     assert!(matches!(error, StorageError::Missing { .. }), "{error}");
     assert_eq!(RealDisk.list(temp.path()).expect("a listing"), before);
 }
+
+#[test]
+fn what_is_made_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = temp.path().join("data");
+    let _folder = DataFolder::open(real(), &path).expect("the folder opens");
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join("log"))), (0o700, 0o700));
+    assert_eq!((mode(&path.join("VERSION")), mode(&path.join("LOCK"))), (0o600, 0o600));
+}

@@ -174,6 +174,15 @@ fn settle(segment: &Segment, end: u64, tail: &Tail) -> Result<(), StorageError> 
     if from == end && tail.used <= end {
         return Ok(());
     }
+    if tail.used > end {
+        // Zeros in a sector are taken for a write that never arrived. Was it a synced one, the disk has lost it.
+        tracing::warn!(
+            path = %segment.path.display(),
+            offset = end,
+            bytes = tail.used - end,
+            "the raft log ends in an incomplete record, as after a power cut; what follows is wiped"
+        );
+    }
     let write = segment.fail("write the log segment");
     let mut bytes = vec![0; (end - from) as usize];
     segment.file.read_at(from, &mut bytes).map_err(segment.fail("read the log segment"))?;

@@ -239,7 +239,7 @@ impl Writer {
             self.sync()?;
         }
         self.prepare_next();
-        let segment = Arc::new(self.preparer.take()?);
+        let segment = Arc::new(self.preparer.take(self.next_number, self.sizes.least.next_multiple_of(8))?);
         self.next_number = segment.number + 1;
         self.prepare_next();
         steps.push(Step::Segment(segment.clone()));
