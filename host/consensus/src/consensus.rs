@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvasir_api::Error;
@@ -41,7 +41,8 @@ use crate::options::{ConsensusOptions, StartError};
 use crate::proposed::Proposed;
 use crate::publish::Publish;
 use crate::read::Reads;
-use crate::snapshot::meta;
+use crate::snapshot::{Snapshots, meta};
+use crate::standing::Standing;
 use crate::status::Status;
 
 type Raft = openraft::Raft<Kinds, Machine>;
@@ -63,27 +64,11 @@ struct Inner {
     log: Log,
     reads: Reads,
     gauge: Arc<Gauge>,
-    standing: Arc<Standing>,
     request_timeout: Duration,
     stop: CancellationToken,
     closing: AtomicBool,
     /// Held for its lock, until the files are closed.
     folder: Mutex<Option<DataFolder>>,
-}
-
-/// What raft last said about leadership, for those who ask on every request.
-#[derive(Debug, Default)]
-struct Standing {
-    term: AtomicU64,
-    /// 0: none known.
-    leader: AtomicU64,
-}
-
-impl Standing {
-    fn note(&self, metrics: &openraft::RaftMetrics<Kinds>) {
-        self.term.store(metrics.current_term, Ordering::Relaxed);
-        self.leader.store(metrics.current_leader.unwrap_or(0), Ordering::Relaxed);
-    }
 }
 
 impl std::fmt::Debug for Consensus {
@@ -188,15 +173,19 @@ impl Consensus {
         let applied = applied_from(&opened.applied).map_err(|error| StartError::Raft(error.to_string()))?;
         let applied_index = applied.0.map_or(0, |id| id.index);
         let clock = Arc::new(Clock::new(opened.state.cluster_ms(), options.wall_clock.clone()));
+        let snapshots = Snapshots::open(Arc::clone(&options.disk), folder.snapshot_dir(), opened.store.clone())?;
         let shared = Arc::new(Shared {
             state: Arc::new(RwLock::new(opened.state)),
             store: opened.store,
+            log: log.clone(),
             clock,
             fatal: fatal.clone(),
+            standing: Standing::new(identity.node_id),
             applied_index: watch::Sender::new(applied_index),
             snapshot: Mutex::new(applied.0.map(|log_id| meta(Some(log_id), applied.1.clone()))),
             applied: Mutex::new(applied),
-            snapshot_path: folder.snapshot_dir().join("transfer"),
+            snapshots: Arc::new(snapshots),
+            tail_bytes_max: limits::TAIL_BYTES_MAX,
         });
         let log_store = LogStore::new(log.clone(), fatal);
         let machine = Machine { shared: Arc::clone(&shared), publish };
@@ -205,10 +194,10 @@ impl Consensus {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let reads = Reads::start(raft.clone(), shared.applied_index.subscribe());
         let stop = CancellationToken::new();
-        let standing = Arc::new(Standing::default());
-        tokio::spawn(follow(raft.clone(), Arc::clone(&standing), shared.fatal.clone(), stop.clone()));
+        tokio::spawn(follow(raft.clone(), Arc::clone(&shared), stop.clone()));
+        let keep = checkpoint::Keep { entries: options.log_keep_entries, bytes: options.log_keep_bytes };
         let interval = options.store.checkpoint_interval;
-        tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), options.log_keep_entries, interval, stop.clone()));
+        tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), keep, interval, stop.clone()));
         boot(&raft, identity.node_id, &options.member).await?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -219,7 +208,6 @@ impl Consensus {
                 log,
                 reads,
                 gauge: Gauge::new(limits::PROPOSAL_QUEUE_MAX, limits::PROPOSAL_PENDING_BYTES_MAX),
-                standing,
                 request_timeout: Duration::from_millis(options.request_timeout_ms),
                 stop,
                 closing: AtomicBool::new(false),
@@ -238,7 +226,7 @@ impl Consensus {
                 match self.inner.reads.confirm().await {
                     Ok(()) => {
                         let metrics = self.inner.raft.metrics();
-                        self.inner.standing.note(&metrics.borrow_watched());
+                        self.inner.shared.standing.note(&metrics.borrow_watched());
                         return Ok(());
                     }
                     Err(Error::Stopped) => {
@@ -346,20 +334,22 @@ impl Consensus {
 
     /// Raft's term as last reported.
     pub fn term(&self) -> u64 {
-        self.inner.standing.term.load(Ordering::Relaxed)
+        self.inner.shared.standing.now().0
     }
 
     /// The leader as last reported.
     pub fn leader(&self) -> Option<u64> {
-        match self.inner.standing.leader.load(Ordering::Relaxed) {
-            0 => None,
-            leader => Some(leader),
-        }
+        self.inner.shared.standing.now().1
     }
 
     /// Whether this node leads, as last reported. Only a hint: a command or a read index says for sure.
     pub fn is_leader(&self) -> bool {
-        self.leader() == Some(self.node_id())
+        self.leading_term().is_some()
+    }
+
+    /// The term in which this node leads, as last reported: both of one moment.
+    pub fn leading_term(&self) -> Option<u64> {
+        self.inner.shared.standing.leading()
     }
 
     /// Index of the last applied entry, and its changes.
@@ -485,12 +475,13 @@ async fn boot(raft: &Raft, node_id: u64, member: &Member) -> Result<(), StartErr
 }
 
 /// Keeps [`Standing`] up to date, and raises the fatal line when raft dies.
-async fn follow(raft: Raft, standing: Arc<Standing>, fatal: Fatal, stop: CancellationToken) {
+async fn follow(raft: Raft, shared: Arc<Shared>, stop: CancellationToken) {
+    let fatal = &shared.fatal;
     let mut metrics = raft.metrics();
     loop {
         {
             let now = metrics.borrow_and_update();
-            standing.note(&now);
+            shared.standing.note(&now);
             if let Err(error) = &now.running_state {
                 if !stop.is_cancelled() {
                     fatal.raise(format!("raft has stopped: {error}"));
