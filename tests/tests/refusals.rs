@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kvasir_tests::{Failure, Install, Node, artefacts, run, skip};
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
 
 /// Every file below a folder with its bytes, but for the lock: who holds it writes its process id there.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -274,16 +278,30 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_refused() {
-    if rustix::process::geteuid().is_root() {
-        skip("a folder that cannot be written", "the superuser can write anywhere");
-        return;
-    }
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("data");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o500)).unwrap();
-    let line = refused(Node::builder().data_dir(&folder));
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(&folder, 0o555);
+    let mut command = if rustix::process::geteuid().is_root() {
+        // The superuser can write anywhere, so it starts the node as somebody else, who can read the binary and no more.
+        mode(scratch.path(), 0o755);
+        let binary = scratch.path().join("kvasir");
+        std::fs::copy(artefacts::kvasir(), &binary).unwrap();
+        mode(&binary, 0o755);
+        let mut command = Command::new(binary);
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        command
+    } else {
+        Command::new(artefacts::kvasir())
+    };
+    command.args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--data-dir"]).arg(&folder);
+    let answer = run(command);
+    assert!(matches!(answer.status.code(), Some(1 | 2)), "{answer:?}");
+    let line = answer.refused();
+    assert_eq!(line.lines().count(), 1, "one line says what is wrong: {line}");
     assert_says(&line, &[folder.to_str().unwrap(), "not writable"]);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }
 
 /// A small file system of its own; gone when dropped.
