@@ -174,8 +174,12 @@ fn sync_parents(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
     // From the top, so that a name is never durable in a folder that is not.
     for folder in parents.into_iter().rev() {
         match disk.sync_dir(folder) {
-            // In a folder that may not be opened nothing was made: it was there before.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            // In a folder that may not be opened or cannot change nothing was made; one that knows no sync cannot be helped.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidInput
+                ) => {}
             synced => synced.map_err(refusal(folder, "sync the folder"))?,
         }
     }

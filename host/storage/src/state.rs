@@ -147,7 +147,7 @@ type Answer<T> = SyncSender<Result<T, StorageError>>;
 enum Job {
     Checkpoint(Answer<Applied>),
     View(Answer<(StateFile, ReadTransaction)>),
-    Install(Prepared, Answer<(Prepared, Applied)>),
+    Install(Box<Prepared>, Answer<(Box<Prepared>, Applied)>),
     PutLocal(String, Bytes, Answer<()>),
 }
 
@@ -461,7 +461,7 @@ impl Store {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "the snapshot was prepared for another store");
             return Err(StorageError::io(&self.shared().path, "install a snapshot", source));
         }
-        let (mut prepared, applied) = self.ask(|answer| Job::Install(prepared, answer))?;
+        let (mut prepared, applied) = self.ask(|answer| Job::Install(Box::new(prepared), answer))?;
         Ok((prepared.take_state().ok_or(StorageError::Closed)?, applied))
     }
 

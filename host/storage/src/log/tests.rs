@@ -585,7 +585,7 @@ fn a_segment_that_could_not_be_made_is_tried_again_when_it_is_needed_and_small()
         std::thread::yield_now();
     }
     assert!(disk.list(dir()).expect("a listing").is_empty(), "what was begun does not hold the last room");
-    preparer.take(1, 2048).err().expect("the disk is still full");
+    preparer.take(1, 2048).expect_err("the disk is still full");
     preparer.prepare(1, bytes);
     preparer.remove(dir().join("nothing"));
     disk.set_faults(FaultPlan::default());
