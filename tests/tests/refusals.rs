@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kvasir_tests::{Failure, Install, Node, artefacts, run, skip};
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
 
 /// Every file below a folder with its bytes, but for the lock: who holds it writes its process id there.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -62,12 +66,16 @@ fn assert_says(line: &str, words: &[&str]) {
 
 /// A stopped node's folder with some data in it.
 async fn used_folder() -> (tempfile::TempDir, PathBuf) {
+    folder_with(200, 500).await
+}
+
+async fn folder_with(puts: usize, bytes: usize) -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("data");
     let mut node = Node::builder().data_dir(&folder).start();
     let client = node.client().await;
-    for n in 0..200 {
-        client.put(format!("/k/{n}"), vec![b'v'; 500]).await.unwrap();
+    for n in 0..puts {
+        client.put(format!("/k/{n}"), vec![b'v'; bytes]).await.unwrap();
     }
     assert!(node.terminate().success());
     (scratch, folder)
@@ -220,6 +228,46 @@ async fn a_damaged_file_is_refused_with_its_place_and_stays_as_it_was() {
     assert!(refusals >= 3, "the log, the state file and the version are each checked; {refusals} refusals");
 }
 
+#[tokio::test]
+async fn a_folder_that_has_lost_a_part_is_refused_and_never_taken_for_a_new_one() {
+    // Enough for the log to have more than one segment.
+    let (scratch, folder) = folder_with(100, 100_000).await;
+    let log = folder.join("log");
+    let mut segments: Vec<_> = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    segments.sort();
+    // Records begin after a header of 64 bytes; a segment that was only made ready has none.
+    let used = |name: &&std::ffi::OsString| std::fs::read(log.join(name)).unwrap()[64..].iter().any(|byte| *byte != 0);
+    let in_use = segments.iter().filter(used).count();
+    assert!(in_use >= 2, "{in_use} segments of {segments:?} have records");
+    let newest: Vec<PathBuf> = segments[in_use - 1..].iter().map(|name| Path::new("log").join(name)).collect();
+    let all: Vec<PathBuf> = segments.iter().map(|name| Path::new("log").join(name)).collect();
+    let cases: [(&str, &[PathBuf], &[&str]); 4] = [
+        ("the folder of the log emptied", &all, &["/log", "raft log is gone"]),
+        ("the folder of the log removed", &[PathBuf::from("log")], &["/log", "missing"]),
+        ("the newest segments removed", &newest, &["/log", "newest segments are gone"]),
+        ("the state file removed", &[PathBuf::from("state.redb")], &["/state.redb", "missing"]),
+    ];
+    for (case, gone, words) in cases {
+        let copy = scratch.path().join("copy");
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy).unwrap();
+        }
+        copy_folder(&folder, &copy);
+        for path in gone.iter().map(|path| copy.join(path)) {
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.unwrap();
+        }
+        let before = contents(&copy);
+        // Not the first time, and not once it has been tried.
+        for _ in 0..2 {
+            let line = refused(Node::builder().data_dir(&copy));
+            assert_says(&line, &[copy.to_str().unwrap(), "nothing was changed"]);
+            assert_says(&line, words);
+            assert_unchanged(&copy, &before);
+        }
+        eprintln!("{case}: refused");
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     for (path, bytes) in contents(from) {
         let target = to.join(path);
@@ -230,16 +278,31 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_refused() {
-    if rustix::process::geteuid().is_root() {
-        skip("a folder that cannot be written", "the superuser can write anywhere");
-        return;
-    }
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("data");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o500)).unwrap();
-    let line = refused(Node::builder().data_dir(&folder));
-    assert_says(&line, &[folder.to_str().unwrap(), "not writable"]);
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(&folder, 0o555);
+    let mut command = if rustix::process::geteuid().is_root() {
+        // The superuser can write anywhere, so it starts the node as somebody else, who can read the binary and no more.
+        mode(scratch.path(), 0o755);
+        let binary = scratch.path().join("kvasir");
+        std::fs::copy(artefacts::kvasir(), &binary).unwrap();
+        mode(&binary, 0o755);
+        let mut command = Command::new(binary);
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        command
+    } else {
+        Command::new(artefacts::kvasir())
+    };
+    command.args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--data-dir"]).arg(&folder);
+    let answer = run(command);
+    assert!(matches!(answer.status.code(), Some(1 | 2)), "{answer:?}");
+    let said = answer.refused();
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "one line says what is wrong: {said}");
+    assert_says(errors[0], &[folder.to_str().unwrap(), "not writable"]);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }
 
 /// A small file system of its own; gone when dropped.

@@ -98,6 +98,10 @@ pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 pub const CHECKPOINT_INTERVAL_MS: u64 = 30_000;
 /// Log entries kept below the last durable checkpoint.
 pub const LOG_KEEP_ENTRIES: u64 = 10_000;
+/// Bytes of log entries kept below the last durable checkpoint.
+pub const LOG_KEEP_BYTES: u64 = 256 * 1024 * 1024;
+/// Log entries kept by a node that has nobody to send them to.
+pub const LOG_KEEP_ENTRIES_ALONE: u64 = 1_000;
 /// redb's page cache.
 pub const STATE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 

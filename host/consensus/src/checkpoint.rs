@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvasir_api::limits::LOG_KEEP_ENTRIES_ALONE;
 use openraft::async_runtime::WatchReceiver;
 
 use crate::kinds::Kinds;
@@ -18,14 +19,23 @@ type Raft = openraft::Raft<Kinds, Machine>;
 
 /// The checkpoint's progress is looked at no more seldom than this, and as often as checkpoints are due.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
+/// Entries kept whatever they weigh: raft's core may not know yet that they are applied.
+const KEEP_ENTRIES_MIN: u64 = 100;
 /// How long a snapshot may take to be known.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
+
+/// How much of the log is kept below the last durable checkpoint, for peers that are behind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
 
 /// Runs until the node stops.
 pub(crate) async fn run(
     raft: Raft,
     shared: Arc<Shared>,
-    keep: u64,
+    keep: Keep,
     checkpoint_interval: Duration,
     stop: tokio_util::sync::CancellationToken,
 ) {
@@ -42,11 +52,17 @@ pub(crate) async fn run(
 }
 
 /// Purges what can be purged; `Err` when raft has stopped.
-async fn look(raft: &Raft, shared: &Shared, keep: u64) -> Result<(), ()> {
+async fn look(raft: &Raft, shared: &Shared, mut keep: Keep) -> Result<(), ()> {
     let Some(durable) = shared.store.durable().map(|id| id.index) else { return Ok(()) };
     let purged = raft.metrics().borrow_watched().purged.map_or(0, |id| id.index);
-    // Only when it is worth it: as many again as are kept.
-    if durable < purged.saturating_add(keep.saturating_mul(2).max(1)) {
+    if shared.applied.lock().1.membership().nodes().count() <= 1 {
+        // Nobody is behind.
+        keep.entries = keep.entries.min(LOG_KEEP_ENTRIES_ALONE);
+    }
+    // Only when it is worth it: as much again as is kept.
+    let many = durable >= purged.saturating_add(keep.entries.saturating_mul(2).max(1));
+    let heavy = shared.log.live_bytes() > keep.bytes.saturating_mul(2);
+    if !many && !heavy {
         return Ok(());
     }
     raft.trigger().snapshot().await.map_err(|_| ())?;
@@ -58,7 +74,10 @@ async fn look(raft: &Raft, shared: &Shared, keep: u64) -> Result<(), ()> {
     let applied = metrics.last_applied.map_or(0, |id| id.index);
     let durable = shared.store.durable().map_or(0, |id| id.index);
     let snapshot = metrics.snapshot.map_or(0, |id| id.index);
-    let upto = snapshot.min(durable).min(applied).saturating_sub(keep);
+    let covered = snapshot.min(durable).min(applied);
+    // However heavy: what is nearest to applied stays.
+    let light = shared.log.newest_within(keep.bytes).saturating_sub(1).min(covered.saturating_sub(KEEP_ENTRIES_MIN));
+    let upto = covered.saturating_sub(keep.entries).max(light);
     if upto > purged {
         raft.trigger().purge_log(upto).await.map_err(|_| ())?;
     }

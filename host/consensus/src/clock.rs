@@ -1,10 +1,10 @@
 //! Cluster time: the clock leases live by.
 //!
-//! It is the last replicated stamp plus the monotonic time this node has measured since it applied it, and a stamp only ever moves
-//! it forward. A new leader therefore goes on where the old one was, time in which no node ran does not count, and a wall clock
+//! It is the last replicated stamp plus the monotonic time this node has measured since it applied it; while this node leads, a
+//! stamp only ever moves it forward. A new leader therefore goes on where the old one was, time in which no node ran does not count, and a wall clock
 //! that steps changes nothing.
 //!
-//! **Invariant:** `now_ms` never goes back while the process lives, and `apply` takes the maximum of stamps besides.
+//! **Invariant:** `now_ms` never goes back while the node leads, and `apply` takes the maximum of stamps besides.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -43,10 +43,11 @@ impl Clock {
         (self.wall)()
     }
 
-    /// Takes note of an applied stamp.
-    pub fn observe(&self, stamp_ms: u64) {
+    /// Takes note of an applied stamp. A leader, whose own stamps these are, never goes back; a follower goes on from just this one,
+    /// so that what it has measured too much (a slow leader, a pause) does not add up to leases that expire early when it leads.
+    pub(crate) fn observe(&self, stamp_ms: u64, leading: bool) {
         let mut base = self.base.lock();
-        if stamp_ms > base.0.saturating_add(elapsed_ms(base.1)) {
+        if !leading || stamp_ms > base.0.saturating_add(elapsed_ms(base.1)) {
             *base = (stamp_ms, Instant::now());
         }
     }
@@ -66,12 +67,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_moves_the_clock_forward_and_never_back() {
+    fn a_stamp_moves_a_leaders_clock_forward_and_never_back() {
         let clock = Clock::new(1_000, None);
         assert!(clock.now_ms() >= 1_000);
-        clock.observe(50_000);
+        clock.observe(50_000, true);
         assert!(clock.now_ms() >= 50_000);
-        clock.observe(2_000);
+        clock.observe(2_000, true);
         assert!(clock.now_ms() >= 50_000);
+    }
+
+    #[test]
+    fn a_followers_clock_is_the_last_stamp_and_the_time_since() {
+        let clock = Clock::new(1_000_000, None);
+        clock.observe(2_000, false);
+        assert!((2_000..1_000_000).contains(&clock.now_ms()), "{}", clock.now_ms());
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvasir_api::Error;
@@ -18,7 +18,7 @@ use kvasir_api::limits;
 use kvasir_machine::{COMMAND_VERSION, Reply, State};
 use kvasir_storage::StorageError;
 use kvasir_storage::folder::DataFolder;
-use kvasir_storage::log::{Log, LogOptions};
+use kvasir_storage::log::{Log, LogOptions, LogState};
 use kvasir_storage::state::{Opened, Store, StoreOptions};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
@@ -41,7 +41,8 @@ use crate::options::{ConsensusOptions, StartError};
 use crate::proposed::Proposed;
 use crate::publish::Publish;
 use crate::read::Reads;
-use crate::snapshot::meta;
+use crate::snapshot::{Snapshots, meta};
+use crate::standing::Standing;
 use crate::status::Status;
 
 type Raft = openraft::Raft<Kinds, Machine>;
@@ -63,27 +64,11 @@ struct Inner {
     log: Log,
     reads: Reads,
     gauge: Arc<Gauge>,
-    standing: Arc<Standing>,
     request_timeout: Duration,
     stop: CancellationToken,
     closing: AtomicBool,
     /// Held for its lock, until the files are closed.
     folder: Mutex<Option<DataFolder>>,
-}
-
-/// What raft last said about leadership, for those who ask on every request.
-#[derive(Debug, Default)]
-struct Standing {
-    term: AtomicU64,
-    /// 0: none known.
-    leader: AtomicU64,
-}
-
-impl Standing {
-    fn note(&self, metrics: &openraft::RaftMetrics<Kinds>) {
-        self.term.store(metrics.current_term, Ordering::Relaxed);
-        self.leader.store(metrics.current_leader.unwrap_or(0), Ordering::Relaxed);
-    }
 }
 
 impl std::fmt::Debug for Consensus {
@@ -109,10 +94,40 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     let log_options = LogOptions { on_fatal: Some(raise.clone()), ..options.log.clone() };
     let log = Log::open(Arc::clone(&options.disk), &folder.log_dir(), log_options)?;
     let store_options = StoreOptions { on_fatal: Some(raise), ..options.store.clone() };
-    let opened = Store::open(Arc::clone(&options.disk), &folder.state_path(), store_options)?;
+    let opened = open_store(options, &folder, &log, store_options)?;
+    // Before the identity is written: a folder that has one is a folder whose log has begun.
+    log.begin().map_err(|source| StorageError::io(&folder.log_dir(), "begin the raft log", source))?;
     opened.store.follow_log(&log);
     let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name)?;
     Ok(Storage { folder, identity, log, opened })
+}
+
+/// Opens the state file if it and the log can be those of one node; nothing is changed otherwise.
+fn open_store(options: &ConsensusOptions, folder: &DataFolder, log: &Log, store: StoreOptions) -> Result<Opened, StorageError> {
+    let (log_dir, path, logged) = (folder.log_dir(), folder.state_path(), log.state());
+    let state_is_gone =
+        || StorageError::missing(&path, "the state file is missing or empty, and the raft log beside it is not");
+    let exists = options.disk.exists(&path).map_err(|source| StorageError::io(&path, "look for the state file", source))?;
+    if !exists && logged != LogState::default() {
+        return Err(state_is_gone());
+    }
+    Store::open_if(Arc::clone(&options.disk), &path, store, |found| {
+        if found.local(identity::ROW).is_none() {
+            return if logged == LogState::default() { Ok(()) } else { Err(state_is_gone()) };
+        }
+        if !log.is_begun() {
+            return Err(StorageError::missing(&log_dir, "the raft log is gone, and the state file beside it is not new"));
+        }
+        let (applied, last) = (found.applied.log_id.map(|id| id.index), logged.last.map(|id| id.index));
+        if last < applied && !found.is_as_installed() {
+            let ends = last.map_or("is empty".to_owned(), |last| format!("ends with entry {last}"));
+            let applied = applied.unwrap_or_default();
+            let what =
+                format!("the raft log {ends}, and the state file has applied entry {applied}: its newest segments are gone");
+            return Err(StorageError::missing(&log_dir, what));
+        }
+        Ok(())
+    })
 }
 
 fn config(options: &ConsensusOptions) -> Result<Arc<Config>, StartError> {
@@ -154,15 +169,19 @@ impl Consensus {
         let applied = applied_from(&opened.applied).map_err(|error| StartError::Raft(error.to_string()))?;
         let applied_index = applied.0.map_or(0, |id| id.index);
         let clock = Arc::new(Clock::new(opened.state.cluster_ms(), options.wall_clock.clone()));
+        let snapshots = Snapshots::open(Arc::clone(&options.disk), folder.snapshot_dir(), opened.store.clone())?;
         let shared = Arc::new(Shared {
             state: Arc::new(RwLock::new(opened.state)),
             store: opened.store,
+            log: log.clone(),
             clock,
             fatal: fatal.clone(),
+            standing: Standing::new(identity.node_id),
             applied_index: watch::Sender::new(applied_index),
             snapshot: Mutex::new(applied.0.map(|log_id| meta(Some(log_id), applied.1.clone()))),
             applied: Mutex::new(applied),
-            snapshot_path: folder.snapshot_dir().join("transfer"),
+            snapshots: Arc::new(snapshots),
+            tail_bytes_max: limits::TAIL_BYTES_MAX,
         });
         let log_store = LogStore::new(log.clone(), fatal);
         let machine = Machine { shared: Arc::clone(&shared), publish };
@@ -171,10 +190,10 @@ impl Consensus {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let reads = Reads::start(raft.clone(), shared.applied_index.subscribe());
         let stop = CancellationToken::new();
-        let standing = Arc::new(Standing::default());
-        tokio::spawn(follow(raft.clone(), Arc::clone(&standing), shared.fatal.clone(), stop.clone()));
+        tokio::spawn(follow(raft.clone(), Arc::clone(&shared), stop.clone()));
+        let keep = checkpoint::Keep { entries: options.log_keep_entries, bytes: options.log_keep_bytes };
         let interval = options.store.checkpoint_interval;
-        tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), options.log_keep_entries, interval, stop.clone()));
+        tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), keep, interval, stop.clone()));
         boot(&raft, identity.node_id, &options.member).await?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -185,7 +204,6 @@ impl Consensus {
                 log,
                 reads,
                 gauge: Gauge::new(limits::PROPOSAL_QUEUE_MAX, limits::PROPOSAL_PENDING_BYTES_MAX),
-                standing,
                 request_timeout: Duration::from_millis(options.request_timeout_ms),
                 stop,
                 closing: AtomicBool::new(false),
@@ -204,7 +222,7 @@ impl Consensus {
                 match self.inner.reads.confirm().await {
                     Ok(()) => {
                         let metrics = self.inner.raft.metrics();
-                        self.inner.standing.note(&metrics.borrow_watched());
+                        self.inner.shared.standing.note(&metrics.borrow_watched());
                         return Ok(());
                     }
                     Err(Error::Stopped) => {
@@ -312,20 +330,22 @@ impl Consensus {
 
     /// Raft's term as last reported.
     pub fn term(&self) -> u64 {
-        self.inner.standing.term.load(Ordering::Relaxed)
+        self.inner.shared.standing.now().0
     }
 
     /// The leader as last reported.
     pub fn leader(&self) -> Option<u64> {
-        match self.inner.standing.leader.load(Ordering::Relaxed) {
-            0 => None,
-            leader => Some(leader),
-        }
+        self.inner.shared.standing.now().1
     }
 
     /// Whether this node leads, as last reported. Only a hint: a command or a read index says for sure.
     pub fn is_leader(&self) -> bool {
-        self.leader() == Some(self.node_id())
+        self.leading_term().is_some()
+    }
+
+    /// The term in which this node leads, as last reported: both of one moment.
+    pub fn leading_term(&self) -> Option<u64> {
+        self.inner.shared.standing.leading()
     }
 
     /// Index of the last applied entry, and its changes.
@@ -461,12 +481,13 @@ async fn boot(raft: &Raft, node_id: u64, member: &Member) -> Result<(), StartErr
 }
 
 /// Keeps [`Standing`] up to date, and raises the fatal line when raft dies.
-async fn follow(raft: Raft, standing: Arc<Standing>, fatal: Fatal, stop: CancellationToken) {
+async fn follow(raft: Raft, shared: Arc<Shared>, stop: CancellationToken) {
+    let fatal = &shared.fatal;
     let mut metrics = raft.metrics();
     loop {
         {
             let now = metrics.borrow_and_update();
-            standing.note(&now);
+            shared.standing.note(&now);
             if let Err(error) = &now.running_state {
                 if !stop.is_cancelled() {
                     fatal.raise(format!("raft has stopped: {error}"));

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::options::StartError;
 
 /// The state file's row of this node alone.
-const ROW: &str = "identity";
+pub(crate) const ROW: &str = "identity";
 
 /// A node's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

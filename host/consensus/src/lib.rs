@@ -22,6 +22,7 @@ mod proposed;
 mod publish;
 mod read;
 mod snapshot;
+mod standing;
 mod status;
 
 pub use clock::{Clock, WallClock};

@@ -28,8 +28,8 @@ use recent::Recent;
 
 /// Entries read at once when they come from the disk.
 const READ_ENTRIES: u64 = 512;
-/// Bytes of entries sent to a peer at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of entries read, or sent to a peer, at once; one entry is, whatever it weighs.
+const READ_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The log as openraft sees it; a clone is a reader.
 #[derive(Clone)]
@@ -53,37 +53,34 @@ impl LogStore {
         result
     }
 
-    /// Entries of `[start, end)` that exist, from memory or else from the disk.
+    /// The first entries of `[start, end)`, from memory or else from the disk: those that exist, and not many at once.
     async fn entries(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let end = end.min(start.saturating_add(READ_ENTRIES));
         if start >= end {
             return Ok(Vec::new());
         }
-        if let Some(entries) = self.recent.lock().range(start, end) {
+        if let Some(entries) = self.recent.lock().range(start, end, READ_BYTES) {
             return Ok(entries);
         }
         let log = self.log.clone();
-        let read = tokio::task::spawn_blocking(move || read_whole(&log, start, end));
+        let read = tokio::task::spawn_blocking(move || {
+            log.read_bounded(start..end, READ_BYTES)?.into_iter().map(entry_from).collect::<io::Result<Vec<Entry>>>()
+        });
         let entries = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         if let Err(error) = &entries {
             self.fatal.raise(format!("raft log: cannot read entries from {start} on: {error}"));
         }
         entries
     }
-}
 
-/// Reads `[start, end)` in the pieces the log gives out.
-fn read_whole(log: &Log, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    let mut next = start;
-    while next < end {
-        let piece = log.read(next..end)?;
-        let Some(last) = piece.last() else { break };
-        next = last.id.index + 1;
-        for entry in piece {
-            entries.push(entry_from(entry)?);
+    /// Waits, without a thread of the runtime, until the writer takes another call at once.
+    async fn room(&self) -> io::Result<()> {
+        if self.log.has_room() {
+            return Ok(());
         }
+        let log = self.log.clone();
+        tokio::task::spawn_blocking(move || log.wait_for_room()).await.map_err(io::Error::other)
     }
-    Ok(entries)
 }
 
 fn entry_from(entry: LogEntry) -> io::Result<Entry> {
@@ -135,13 +132,16 @@ impl RaftLogReader<Kinds> for LogStore {
             if start >= end {
                 return None;
             }
-            let stop = end.min(start + READ_ENTRIES);
-            let piece = store.entries(start, stop).await;
-            let items: Vec<Result<Entry, io::Error>> = match piece {
-                Ok(entries) => entries.into_iter().map(Ok).collect(),
-                Err(error) => vec![Err(error)],
+            let (items, next): (Vec<Result<Entry, io::Error>>, u64) = match store.entries(start, end).await {
+                Ok(entries) if entries.first().is_some_and(|first| first.index() == start) => {
+                    let next = start + entries.len() as u64;
+                    (entries.into_iter().map(Ok).collect(), next)
+                }
+                // Whoever applies these must not skip one.
+                Ok(_) => (vec![Err(io::Error::other(format!("log entry {start} is not there")))], end),
+                Err(error) => (vec![Err(error)], end),
             };
-            Some((futures_util::stream::iter(items), (store, stop, end)))
+            Some((futures_util::stream::iter(items), (store, next, end)))
         });
         Box::pin(futures_util::StreamExt::flatten(pieces))
     }
@@ -153,7 +153,15 @@ impl RaftLogReader<Kinds> for LogStore {
         let state = self.log.state();
         let (start, end) = bounds(&range, state.last.map(|id| id.index));
         let start = start.max(state.last_purged.map_or(0, |id| id.index + 1));
-        self.entries(start, end).await
+        let mut entries = Vec::new();
+        let mut next = start;
+        while next < end {
+            let piece = self.entries(next, end).await?;
+            let Some(last) = piece.last() else { break };
+            next = last.index() + 1;
+            entries.extend(piece);
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -161,20 +169,9 @@ impl RaftLogReader<Kinds> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let mut entries = self.try_get_log_entries(start..end.min(start.saturating_add(READ_ENTRIES))).await?;
-        let mut bytes = 0usize;
-        let fitting = entries
-            .iter()
-            .take_while(|entry| {
-                bytes += match &entry.payload {
-                    Payload::Normal(proposed) => proposed.bytes().len(),
-                    _ => 0,
-                };
-                bytes <= READ_BYTES
-            })
-            .count();
-        entries.truncate(fitting.max(1));
-        Ok(entries)
+        let entries = self.entries(start, end).await?;
+        // Purged meanwhile: what follows must not be taken for what was asked for.
+        Ok(if entries.first().is_some_and(|first| first.index() == start) { entries } else { Vec::new() })
     }
 }
 
@@ -192,6 +189,7 @@ impl RaftLogStorage<Kinds> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.room().await?;
         let (done, written) = oneshot::channel();
         self.log.save_vote(
             vote_into(vote),
@@ -218,6 +216,7 @@ impl RaftLogStorage<Kinds> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        self.room().await?;
         let mut records = Vec::new();
         {
             let mut recent = self.recent.lock();
@@ -240,6 +239,7 @@ impl RaftLogStorage<Kinds> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        self.room().await?;
         self.recent.lock().truncate_after(last.map(|id| id.index));
         let (done, written) = oneshot::channel();
         self.log.truncate_after(
@@ -252,14 +252,18 @@ impl RaftLogStorage<Kinds> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.room().await?;
         self.recent.lock().purge(upto.index);
-        let (done, written) = oneshot::channel();
+        let fatal = self.fatal.clone();
+        // Nobody has to wait: it is in force at the call, and written before whatever is acknowledged after it.
         self.log.purge(
             log_id_into(upto),
             Box::new(move |result| {
-                let _ = done.send(result);
+                if let Err(error) = result {
+                    fatal.raise(format!("raft log: cannot purge: {error}"));
+                }
             }),
         );
-        self.written("purge", written).await
+        Ok(())
     }
 }

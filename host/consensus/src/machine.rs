@@ -9,10 +9,12 @@
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use kvasir_api::command::Command;
 use kvasir_machine::{Effects, EntryId, State};
+use kvasir_storage::log::Log;
 use kvasir_storage::state::{Applied, AppliedBatch, Store};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
@@ -26,25 +28,32 @@ use crate::kinds::{Entry, Kinds, LogId, Payload, SnapshotMeta, StoredMembership,
 use crate::membership::{self, Member};
 use crate::proposed::Outcome;
 use crate::publish::{Publish, Published};
-use crate::snapshot::{Builder, SnapshotData, meta};
+use crate::snapshot::{Builder, SnapshotData, Snapshots, meta};
+use crate::standing::Standing;
 
 /// Entries applied under one hold of the state's lock.
 const APPLY_BATCH_MAX: usize = 1_024;
+/// How often a full tail is looked at again.
+const TAIL_LOOK: Duration = Duration::from_millis(1);
 
 /// What the state machine shares with the rest of the node.
 pub(crate) struct Shared {
     pub(crate) state: Arc<RwLock<State>>,
     pub(crate) store: Store,
+    pub(crate) log: Log,
     pub(crate) clock: Arc<Clock>,
     pub(crate) fatal: Fatal,
+    pub(crate) standing: Standing,
     /// Index of the last applied entry.
     pub(crate) applied_index: watch::Sender<u64>,
     /// Last applied entry and membership.
     pub(crate) applied: Mutex<(Option<LogId>, StoredMembership)>,
     /// The last durable checkpoint that openraft knows as a snapshot.
     pub(crate) snapshot: Mutex<Option<SnapshotMeta>>,
-    /// Where a snapshot is exported to or received.
-    pub(crate) snapshot_path: std::path::PathBuf,
+    /// Where snapshots are exported to.
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// Applying waits while more is applied than the state file has taken in.
+    pub(crate) tail_bytes_max: usize,
 }
 
 /// Reads what the state file says it covers.
@@ -78,9 +87,66 @@ impl Shared {
         }
     }
 
+    /// Notes a durable checkpoint that raft was told of. An older one, told later, changes nothing.
+    pub(crate) fn note_snapshot(&self, meta: &SnapshotMeta) {
+        let mut known = self.snapshot.lock();
+        if known.as_ref().is_none_or(|known| known.last_log_id < meta.last_log_id) {
+            *known = Some(meta.clone());
+        }
+    }
+
+    /// Waits until the state file has taken in enough of what was applied; nothing else bounds a follower or a replay.
+    async fn room(&self) -> io::Result<()> {
+        while self.store.tail_bytes() > self.tail_bytes_max {
+            if self.fatal.is_raised() {
+                return Err(io::Error::other("the state file takes nothing in any more"));
+            }
+            tokio::time::sleep(TAIL_LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Says what is wrong with a batch that does not follow what was applied.
+    fn check_order(&self, batch: &[(Entry, Option<ApplyResponder<Kinds>>)]) -> io::Result<()> {
+        let mut last = self.applied.lock().0.map(|id| id.index);
+        for (entry, _) in batch {
+            if last.is_some_and(|last| last + 1 != entry.index()) {
+                let line = format!("raft: entry {} is to be applied after entry {}", entry.index(), last.unwrap_or(0));
+                self.fatal.raise(&*line);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, line));
+            }
+            last = Some(entry.index());
+        }
+        Ok(())
+    }
+
+    /// Puts a snapshot in place of everything; `Err` before anything was changed if it does not cover what `meta` says. Blocking.
+    fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<u64> {
+        let prepared = snapshot.prepared(&self.store)?;
+        if applied_from(prepared.applied())? != (meta.last_log_id, meta.last_membership.clone()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot does not cover what it was said to cover"));
+        }
+        // Raft may have truncated entries that contradict the snapshot: they must not be found beside it after a power cut.
+        self.log.sync()?;
+        let (revision, old) = {
+            // Held until memory and file are of one moment again.
+            let mut state = self.state.write();
+            let (installed, applied) = self.store.install(prepared)?;
+            let revision = installed.revision();
+            self.clock.observe(installed.cluster_ms(), false);
+            *self.applied.lock() = applied_from(&applied)?;
+            (revision, std::mem::replace(&mut *state, installed))
+        };
+        self.note_snapshot(meta);
+        // Large, and nobody should wait for its end.
+        drop(old);
+        Ok(revision)
+    }
+
     /// Applies a batch whose entries are in order.
     fn apply(&self, publish: &dyn Publish, batch: &mut Vec<(Entry, Option<ApplyResponder<Kinds>>)>) -> io::Result<()> {
         let Some(last) = batch.last().map(|(entry, _)| entry.log_id()) else { return Ok(()) };
+        self.check_order(batch)?;
         // Decoding needs no lock.
         let mut commands: Vec<Option<Command>> = Vec::with_capacity(batch.len());
         let mut new_membership = None;
@@ -113,7 +179,7 @@ impl Shared {
             }
             (state.revision(), state.cluster_ms())
         };
-        self.clock.observe(cluster_ms);
+        self.clock.observe(cluster_ms, self.standing.leading().is_some());
         let stored_membership = {
             let mut applied = self.applied.lock();
             applied.0 = Some(last);
@@ -178,6 +244,7 @@ impl RaftStateMachine<Kinds> for Machine {
                     Poll::Ready(None) | Poll::Pending => break,
                 }
             }
+            self.shared.room().await?;
             self.shared.apply(&*self.publish, &mut batch)?;
         }
         Ok(())
@@ -188,24 +255,11 @@ impl RaftStateMachine<Kinds> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
-        let shared = Arc::clone(&self.shared);
-        let installed = tokio::task::spawn_blocking(move || {
-            let file = snapshot.file(&shared.snapshot_path)?;
-            shared.store.import(&file).map_err(io::Error::from)
-        });
-        let installed = installed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let (state, applied) = installed.inspect_err(|error| {
+        let (shared, said) = (Arc::clone(&self.shared), meta.clone());
+        let installed = tokio::task::spawn_blocking(move || shared.install(&said, snapshot)).await;
+        let revision = installed.unwrap_or_else(|error| Err(io::Error::other(error))).inspect_err(|error| {
             self.shared.fatal.raise(format!("state file: cannot install a snapshot: {error}"));
         })?;
-        let covered = applied_from(&applied)?;
-        if covered.0 != meta.last_log_id {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot does not cover what it was said to cover"));
-        }
-        let revision = state.revision();
-        self.shared.clock.observe(state.cluster_ms());
-        *self.shared.state.write() = state;
-        *self.shared.applied.lock() = covered;
-        *self.shared.snapshot.lock() = Some(meta.clone());
         let index = meta.last_log_id.map_or(0, |id| id.index);
         self.publish.publish(Published {
             revision,
@@ -223,6 +277,6 @@ impl RaftStateMachine<Kinds> for Machine {
     ) -> Result<Option<Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, Member, SnapshotData>>, io::Error>
     {
         let meta = self.shared.snapshot.lock().clone();
-        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::of_store(self.shared.store.clone()) }))
+        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::of_store(Arc::clone(&self.shared.snapshots)) }))
     }
 }

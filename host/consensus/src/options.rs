@@ -31,6 +31,8 @@ pub struct ConsensusOptions {
     pub request_timeout_ms: u64,
     /// Log entries kept below the last durable checkpoint.
     pub log_keep_entries: u64,
+    /// As many bytes of log entries are kept below the last durable checkpoint, at most.
+    pub log_keep_bytes: u64,
     /// How the raft log is kept; its fatal handler is set here.
     pub log: LogOptions,
     /// How the state file is kept; its fatal handler is set here.
@@ -51,6 +53,7 @@ impl ConsensusOptions {
             election_ms: 1_000,
             request_timeout_ms: limits::REQUEST_TIMEOUT_MS,
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
+            log_keep_bytes: limits::LOG_KEEP_BYTES,
             log: LogOptions::default(),
             store: StoreOptions::default(),
             wall_clock: None,

@@ -8,44 +8,118 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvasir_storage::state::Store;
+use kvasir_storage::StorageError;
+use kvasir_storage::disk::Disk;
+use kvasir_storage::state::{Prepared, Store};
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
 
 use crate::kinds::{Kinds, SnapshotMeta};
-use crate::machine::Shared;
+use crate::machine::{Shared, applied_from};
 
-/// A snapshot that is exported when someone wants its bytes.
-#[derive(Clone)]
+/// Where this node's snapshots are exported to.
+pub(crate) struct Snapshots {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    store: Store,
+    exported: AtomicU64,
+}
+
+impl Snapshots {
+    /// Takes the folder, which must exist, and removes what an earlier process left in it. Blocking.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, store: Store) -> Result<Self, StorageError> {
+        for name in disk.list(&dir).map_err(|source| StorageError::io(&dir, "list the snapshot folder", source))? {
+            let path = dir.join(name);
+            disk.remove(&path).map_err(|source| StorageError::io(&path, "remove a leftover snapshot", source))?;
+        }
+        Ok(Self { disk, dir, store, exported: AtomicU64::new(0) })
+    }
+
+    /// Exports the state at a fresh checkpoint to a file of its own. Blocking.
+    ///
+    /// # Errors
+    /// The state file cannot be read or the file not be written.
+    pub(crate) fn export(&self) -> io::Result<SnapshotFile> {
+        // Which entry it will cover is known only afterwards, and two may be exported at once: numbered, not named by it.
+        let number = self.exported.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("{number}.snap"));
+        let info = self.store.export(&path)?;
+        let mut file = SnapshotFile { disk: Arc::clone(&self.disk), path, meta: SnapshotMeta::default() };
+        let (log_id, membership) = applied_from(&info.applied)?;
+        file.meta = meta(log_id, membership);
+        Ok(file)
+    }
+}
+
+/// An exported snapshot. Dropped, it is removed.
+pub(crate) struct SnapshotFile {
+    disk: Arc<dyn Disk>,
+    pub(crate) path: PathBuf,
+    /// What the file covers: what its receiver is to be told, whatever was announced before the export.
+    pub(crate) meta: SnapshotMeta,
+}
+
+impl Drop for SnapshotFile {
+    fn drop(&mut self) {
+        if let Err(error) = self.disk.remove(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "an exported snapshot is left until the next start");
+        }
+    }
+}
+
+/// A snapshot's bytes: still to be exported, or received and verified.
 pub(crate) struct SnapshotData {
     source: Source,
 }
 
-#[derive(Clone)]
 enum Source {
-    /// This node's own state file.
-    Store(Store),
-    /// A file, received or exported.
-    #[allow(dead_code, reason = "what a transport hands over once there is one")]
-    File(PathBuf),
+    /// A node's own state file, exported when someone wants its bytes.
+    Own(Arc<Snapshots>),
+    /// One that was received, ready to be put in place.
+    Received(Box<Prepared>),
 }
 
 impl SnapshotData {
-    pub(crate) fn of_store(store: Store) -> Self {
-        Self { source: Source::Store(store) }
+    pub(crate) fn of_store(snapshots: Arc<Snapshots>) -> Self {
+        Self { source: Source::Own(snapshots) }
     }
 
-    /// The snapshot as a file: the received one, or `path` freshly exported. Blocking.
+    /// A received snapshot, verified to its last byte and read by the machine, and what it covers. Blocking. Nothing of this node
+    /// changes, and an error is for the sender: it is not this node's fault.
     ///
     /// # Errors
-    /// The state file cannot be read or the file not be written.
-    pub(crate) fn file(&self, path: &Path) -> io::Result<PathBuf> {
+    /// `InvalidData` for a file that is not a whole snapshot of a version this program reads; whatever the disk says.
+    #[allow(dead_code, reason = "what a transport calls once there is one")]
+    pub(crate) fn of_file(store: &Store, path: &Path) -> io::Result<(SnapshotMeta, Self)> {
+        let prepared = store.prepare(path)?;
+        let (log_id, membership) = applied_from(prepared.applied())?;
+        Ok((meta(log_id, membership), Self { source: Source::Received(Box::new(prepared)) }))
+    }
+
+    /// The snapshot as a file with what it covers, to be sent; `None` for one that was received. Blocking.
+    ///
+    /// # Errors
+    /// As [`Snapshots::export`].
+    #[allow(dead_code, reason = "what a transport calls once there is one")]
+    pub(crate) fn file(&self) -> io::Result<Option<SnapshotFile>> {
         match &self.source {
-            Source::File(file) => Ok(file.clone()),
-            Source::Store(store) => {
-                store.export(path)?;
-                Ok(path.to_path_buf())
-            }
+            Source::Own(snapshots) => snapshots.export().map(Some),
+            Source::Received(_) => Ok(None),
+        }
+    }
+
+    /// The snapshot ready to be put in place of `store`'s file. Blocking.
+    ///
+    /// # Errors
+    /// As [`SnapshotData::of_file`].
+    pub(crate) fn prepared(self, store: &Store) -> io::Result<Prepared> {
+        match self.source {
+            Source::Received(prepared) => Ok(*prepared),
+            Source::Own(snapshots) => Ok(store.prepare(&snapshots.export()?.path)?),
         }
     }
 }
@@ -65,8 +139,8 @@ impl RaftSnapshotBuilder<Kinds> for Builder {
         io::Error,
     > {
         let meta = self.shared.checkpoint().await?;
-        *self.shared.snapshot.lock() = Some(meta.clone());
-        Ok(Snapshot { meta, snapshot: SnapshotData::of_store(self.shared.store.clone()) })
+        self.shared.note_snapshot(&meta);
+        Ok(Snapshot { meta, snapshot: SnapshotData::of_store(Arc::clone(&self.shared.snapshots)) })
     }
 }
 

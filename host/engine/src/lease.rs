@@ -280,10 +280,10 @@ pub(crate) async fn expire(engine: Engine) {
 
 /// Proposes one entry of expiries; `true` when there may be more.
 async fn expire_some(engine: &Engine) -> bool {
-    if engine.inner().stop.is_cancelled() || !engine.is_leader() {
+    if engine.inner().stop.is_cancelled() {
         return false;
     }
-    let term = engine.consensus().term();
+    let Some(term) = engine.consensus().leading_term() else { return false };
     let ids = engine.consensus().state().read().expired(engine.expired_ms(), LEASE_REVOKE_BATCH_MAX);
     if ids.is_empty() {
         return false;

@@ -122,11 +122,6 @@ impl State {
         self.leases.by_id.iter().map(|(id, lease)| view(*id, lease))
     }
 
-    /// How many leases there are.
-    pub fn lease_count(&self) -> usize {
-        self.leases.len()
-    }
-
     /// Leases whose deadline has come by `now_cluster_ms`, those due first: at most `max`, and so many that they have about
     /// [`limits::LEASE_REVOKE_KEYS_MAX`] keys between them.
     pub fn expired(&self, now_cluster_ms: u64, max: usize) -> Vec<i64> {

@@ -13,12 +13,12 @@ mod slow;
 pub use real::RealDisk;
 #[cfg(test)]
 pub(crate) use sim::Random;
-pub use sim::{DiskCounters, Fault, FaultPlan, SimDisk};
+pub use sim::{Fault, FaultPlan, SimDisk};
 pub use slow::SlowDisk;
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a path names.
@@ -28,6 +28,21 @@ pub enum PathKind {
     File,
     /// A folder.
     Folder,
+}
+
+/// The folder that a path's name stands in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+/// The name under which a file is made, beside the one it gets when it is whole.
+pub(crate) fn unfinished(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// A disk: folders, names and locks.

@@ -32,6 +32,17 @@ pub enum StorageError {
         /// What does not fit.
         what: String,
     },
+    /// A file or folder that a used data folder must have is gone, or holds less than others say it must.
+    #[error(
+        "{}: {what}; nothing was changed: restore this node's data folder from a backup or let the node join again empty",
+        path.display()
+    )]
+    Missing {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is missing.
+        what: String,
+    },
     /// A file or folder of a format this program does not know.
     #[error(
         "{}: format version {found} is not supported (this program reads version {supported}); use the kvasir release that wrote it, or another data folder",
@@ -105,6 +116,11 @@ impl StorageError {
         Self::Io { path: path.to_path_buf(), doing, source: Arc::new(source) }
     }
 
+    /// Something is not there that must be.
+    pub fn missing(path: &Path, what: impl Into<String>) -> Self {
+        Self::Missing { path: path.to_path_buf(), what: what.into() }
+    }
+
     /// Damage at a place in a file.
     pub fn corrupt(path: &Path, offset: u64, what: impl Into<String>) -> Self {
         Self::Corrupt { path: path.to_path_buf(), offset, what: what.into() }
@@ -115,9 +131,10 @@ impl From<StorageError> for io::Error {
     fn from(error: StorageError) -> Self {
         let kind = match &error {
             StorageError::Io { source, .. } | StorageError::NotWritable { source, .. } => source.kind(),
-            StorageError::Corrupt { .. } | StorageError::OtherVersion { .. } | StorageError::BadSnapshot { .. } => {
-                io::ErrorKind::InvalidData
-            }
+            StorageError::Corrupt { .. }
+            | StorageError::Missing { .. }
+            | StorageError::OtherVersion { .. }
+            | StorageError::BadSnapshot { .. } => io::ErrorKind::InvalidData,
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

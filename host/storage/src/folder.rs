@@ -13,7 +13,7 @@
 //! **Invariant:** a folder that is refused is left exactly as it was.
 
 use crate::StorageError;
-use crate::disk::{Disk, DiskLock, PathKind};
+use crate::disk::{Disk, DiskLock, PathKind, parent};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,11 +53,11 @@ impl DataFolder {
     ///
     /// # Errors
     /// [`StorageError::NotAFolder`], [`StorageError::NotOurs`], [`StorageError::OtherVersion`], [`StorageError::InUse`],
-    /// [`StorageError::NotWritable`]; nothing is changed then. [`StorageError::Io`] for what else the disk says.
+    /// [`StorageError::NotWritable`], [`StorageError::Missing`]; nothing is changed then. [`StorageError::Io`] for what else the disk says.
     pub fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<DataFolder, StorageError> {
         let found = inspect(&*disk, path)?;
         if found == Found::Nothing {
-            create_durably(&*disk, path)?;
+            disk.create_dir_all(path).map_err(refusal(path, "create the data folder"))?;
         }
         let lock = lock(&*disk, path)?;
         // Another process may have been faster before the lock was ours.
@@ -67,6 +67,7 @@ impl DataFolder {
         }
         disk.sync_dir(path).map_err(refusal(path, "sync the data folder"))?;
         if found != Found::Ours {
+            sync_parents(&*disk, path)?;
             write_version(&*disk, path).map_err(refusal(path, "write VERSION"))?;
         }
         Ok(DataFolder { disk, path: path.to_path_buf(), _lock: lock })
@@ -166,20 +167,21 @@ enum Found {
     Ours,
 }
 
-/// Creates the data folder and whatever is missing above it, so that none of their names can be lost.
-fn create_durably(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
-    let mut parents = Vec::new();
-    for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
-        if disk.kind(folder).map_err(refusal(folder, "look at the folder"))?.is_some() {
-            break;
-        }
-        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-        parents.push(parent.unwrap_or(Path::new(".")));
-    }
-    disk.create_dir_all(path).map_err(refusal(path, "create the data folder"))?;
+/// Makes the data folder's name durable and those of the folders above it: which of them this making created, or one before it that
+/// was cut short, nobody knows.
+fn sync_parents(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+    let parents: Vec<&Path> = path.ancestors().filter(|folder| !folder.as_os_str().is_empty()).map(parent).collect();
     // From the top, so that a name is never durable in a folder that is not.
-    for parent in parents.into_iter().rev() {
-        disk.sync_dir(parent).map_err(refusal(parent, "sync the folder"))?;
+    for folder in parents.into_iter().rev() {
+        match disk.sync_dir(folder) {
+            // In a folder that may not be opened or cannot change nothing was made; one that knows no sync cannot be helped.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidInput
+                ) => {}
+            synced => synced.map_err(refusal(folder, "sync the folder"))?,
+        }
     }
     Ok(())
 }
@@ -223,7 +225,14 @@ fn inspect(disk: &dyn Disk, path: &Path) -> Result<Found, StorageError> {
     }
     let text = read_text(disk, &path.join(VERSION)).map_err(refusal(path, "read VERSION"))?;
     match text.trim_end().strip_prefix(STAMP) {
-        Some(version) if version == FORMAT_VERSION.to_string() => Ok(Found::Ours),
+        Some(version) if version == FORMAT_VERSION.to_string() => {
+            // VERSION is written after the folder of the log: a folder that has the one has had the other.
+            let log = path.join(LOG);
+            match disk.kind(&log).map_err(refusal(path, "look at the data folder"))? {
+                Some(PathKind::Folder) => Ok(Found::Ours),
+                _ => Err(StorageError::missing(&log, "the folder of the raft log is missing")),
+            }
+        }
         Some(version) => {
             Err(StorageError::OtherVersion { path: path.to_path_buf(), found: version.to_owned(), supported: FORMAT_VERSION })
         }

@@ -14,6 +14,7 @@ pub mod folder;
 pub mod log;
 pub mod snapshot;
 pub mod state;
+mod thread;
 
 pub use error::StorageError;
 

@@ -25,6 +25,7 @@ mod tests;
 pub use entry::{EntryKind, LogEntry, LogId, LogState, Vote};
 
 use crate::disk::Disk;
+use crate::thread::OwnThread;
 use crate::{FatalHandler, StorageError};
 use kvasir_api::limits;
 use memory::{Memory, Request, weight};
@@ -36,8 +37,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use writer::{Sizes, Writer};
 
 /// Called once, on the log's thread, when a call is durable or has failed. Must not block.
@@ -104,7 +104,7 @@ pub struct Log {
 struct Handle {
     shared: Arc<Shared>,
     options: LogOptions,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: OwnThread,
 }
 
 pub(crate) struct Shared {
@@ -116,6 +116,8 @@ pub(crate) struct Shared {
     /// The flushed index moved, or never will.
     flushed: Condvar,
     on_fatal: Option<FatalHandler>,
+    /// The first segment's head is durable.
+    begun: AtomicBool,
     syncs: AtomicU64,
     entries: AtomicU64,
     bytes: AtomicU64,
@@ -138,7 +140,8 @@ impl Shared {
 }
 
 impl Log {
-    /// Opens the log in `dir`, which must exist, and recovers what is in it; an empty folder is an empty log.
+    /// Opens the log in `dir`, which must exist, and recovers what is in it; an empty folder is an empty log. No segment is made
+    /// before [`Log::begin`] or the first call.
     ///
     /// # Errors
     /// [`StorageError::Corrupt`] for damage that no power cut explains, with nothing changed;
@@ -157,6 +160,7 @@ impl Log {
             room: Condvar::new(),
             flushed: Condvar::new(),
             on_fatal: options.on_fatal.clone(),
+            begun: AtomicBool::new(found.begun),
             syncs: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -164,11 +168,22 @@ impl Log {
         let preparer = Preparer::start(disk, dir.to_path_buf(), found.ready)?;
         let sizes = Sizes { least: room, most: options.segment_bytes };
         let writer = Writer::new(shared.clone(), preparer, sizes, found.active, found.sealed, found.view);
-        let thread = std::thread::Builder::new()
-            .name("kvasir-log".into())
-            .spawn(move || writer.run())
+        let writer = OwnThread::spawn("kvasir-log", move || writer.run())
             .map_err(|source| StorageError::io(dir, "start the log's thread", source))?;
-        Ok(Log { handle: Arc::new(Handle { shared, options, writer: Mutex::new(Some(thread)) }) })
+        Ok(Log { handle: Arc::new(Handle { shared, options, writer }) })
+    }
+
+    /// Whether anything was ever durable in this log: an empty one that is begun still has its first record.
+    pub fn is_begun(&self) -> bool {
+        self.shared().begun.load(Ordering::SeqCst)
+    }
+
+    /// Makes the log one that is begun, durably: from here on its loss can be told from its never having been. Waits for it.
+    ///
+    /// # Errors
+    /// The log failed or was closed.
+    pub fn begin(&self) -> io::Result<()> {
+        self.call_and_wait(|done| Request::Begin { done })
     }
 
     /// What the log holds, unwritten calls included.
@@ -273,6 +288,30 @@ impl Log {
         Ok(entries)
     }
 
+    /// Bytes that the unpurged entries take on the disk.
+    pub fn live_bytes(&self) -> u64 {
+        self.shared().memory.lock().index.bytes()
+    }
+
+    /// The oldest entry from which on the log takes `bytes` at most.
+    pub fn newest_within(&self, bytes: u64) -> u64 {
+        self.shared().memory.lock().index.newest_within(bytes)
+    }
+
+    /// Whether a call would be taken without waiting.
+    pub fn has_room(&self) -> bool {
+        self.handle.has_room(&self.shared().memory.lock())
+    }
+
+    /// Waits until a call would be taken without waiting, or would be refused.
+    pub fn wait_for_room(&self) {
+        let shared = self.shared();
+        let mut memory = shared.memory.lock();
+        while !self.handle.has_room(&memory) {
+            shared.room.wait(&mut memory);
+        }
+    }
+
     /// The newest entry that is durable together with all before it; `None` if there is none.
     pub fn flushed_index(&self) -> Option<u64> {
         self.shared().memory.lock().flushed().checked_sub(1)
@@ -303,12 +342,7 @@ impl Log {
     /// # Errors
     /// The log failed or was closed.
     pub fn sync(&self) -> io::Result<()> {
-        let (done, result) = std::sync::mpsc::sync_channel(1);
-        let send = Box::new(move |outcome| {
-            let _ = done.send(outcome);
-        });
-        self.call(0, send, |_, done| Ok(Request::Sync { done }));
-        result.recv().unwrap_or_else(|_| Err(StorageError::Closed.into()))
+        self.call_and_wait(|done| Request::Sync { done })
     }
 
     /// What the log did so far.
@@ -340,13 +374,19 @@ impl Log {
         &self.handle.shared
     }
 
+    fn call_and_wait(&self, request: impl FnOnce(Done) -> Request) -> io::Result<()> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        let send = Box::new(move |outcome| {
+            let _ = done.send(outcome);
+        });
+        self.call(0, send, |_, done| Ok(request(done)));
+        result.recv().unwrap_or_else(|_| Err(StorageError::Closed.into()))
+    }
+
     fn call(&self, bytes: usize, done: Done, enter: impl FnOnce(&mut Memory, Done) -> Result<Request, (Done, io::Error)>) {
         let shared = self.shared();
-        let options = &self.handle.options;
         let mut memory = shared.memory.lock();
-        while memory.refusal().is_none()
-            && (memory.queue.len() >= options.queue_max || memory.queue_bytes >= options.queue_bytes_max)
-        {
+        while !self.handle.has_room(&memory) {
             shared.room.wait(&mut memory);
         }
         if let Some(error) = memory.refusal() {
@@ -369,16 +409,16 @@ impl Log {
 }
 
 impl Handle {
+    fn has_room(&self, memory: &Memory) -> bool {
+        memory.refusal().is_some()
+            || (memory.queue.len() < self.options.queue_max && memory.queue_bytes < self.options.queue_bytes_max)
+    }
+
     fn close(&self) {
         self.shared.memory.lock().closing = true;
         self.shared.work.notify_all();
         self.shared.room.notify_all();
-        let thread = self.writer.lock().take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.writer.join();
     }
 }
 

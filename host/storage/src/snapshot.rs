@@ -6,7 +6,7 @@
 //! the end block's counts before the last part is believed.
 
 use crate::StorageError;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, parent};
 use crate::state::{Applied, id_bytes, membership_bytes, read_id, read_membership};
 use bytes::{Buf, Bytes};
 use kvasir_api::limits;
@@ -64,9 +64,7 @@ pub fn verify(disk: &dyn Disk, path: &Path) -> Result<SnapshotInfo, StorageError
 }
 
 fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    PathBuf::from(name)
+    crate::disk::unfinished(path, ".part")
 }
 
 /// Writes a snapshot front to back: small tables in order of key, then history in order of revision.
@@ -137,11 +135,10 @@ impl<'a> SnapshotWriter<'a> {
         self.body.extend_from_slice(&self.info.history_rows.to_le_bytes());
         self.body.extend_from_slice(&self.offset.to_le_bytes());
         self.flush()?;
-        let dir = self.path.parent().unwrap_or(Path::new("."));
         self.file
             .sync_data()
             .and_then(|()| self.disk.rename(&unfinished(&self.path), &self.path))
-            .and_then(|()| self.disk.sync_dir(dir))
+            .and_then(|()| self.disk.sync_dir(parent(&self.path)))
             .map_err(|source| StorageError::io(&self.path, "finish the snapshot", source))?;
         self.info.bytes = self.offset;
         Ok(self.info)

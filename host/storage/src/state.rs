@@ -15,11 +15,14 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use transfer::Prepared;
+
 pub(crate) use file::{id_bytes, membership_bytes, read_id, read_membership};
 
 use crate::disk::Disk;
 use crate::log::{Log, LogId};
 use crate::snapshot::SnapshotInfo;
+use crate::thread::OwnThread;
 use crate::{FatalHandler, StorageError};
 use bytes::Bytes;
 use file::{StateFile, TABLES, table_key};
@@ -32,8 +35,8 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use tail::Tail;
 
@@ -61,8 +64,6 @@ pub struct AppliedBatch {
 
 /// Waits until the local log is durable up to an index.
 pub type FlushedProbe = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
-/// Told, on the store's thread, each applied id that became durable. Must not call back into the store.
-pub type CheckpointHandler = Arc<dyn Fn(&Applied) + Send + Sync>;
 
 /// How a store is kept.
 #[derive(Clone)]
@@ -79,8 +80,6 @@ pub struct StoreOptions {
     pub checkpoint_bytes: u64,
     /// ... or so long after the first move that it will cover.
     pub checkpoint_interval: Duration,
-    /// Asked before each checkpoint; see [`Store::set_flushed`].
-    pub flushed: Option<FlushedProbe>,
     /// Told, once, the error after which the store takes nothing more.
     pub on_fatal: Option<FatalHandler>,
 }
@@ -94,11 +93,33 @@ impl Default for StoreOptions {
             commit_linger: Duration::from_millis(limits::STATE_COMMIT_LINGER_MS),
             checkpoint_bytes: limits::CHECKPOINT_BYTES,
             checkpoint_interval: Duration::from_millis(limits::CHECKPOINT_INTERVAL_MS),
-            flushed: None,
             on_fatal: None,
         }
     }
 }
+
+/// What stands in a state file that is about to be opened.
+#[derive(Debug)]
+pub struct Found {
+    /// Where in the log its state is.
+    pub applied: Applied,
+    local: Vec<(String, Bytes)>,
+}
+
+impl Found {
+    /// A row of this node alone.
+    pub fn local(&self, name: &str) -> Option<&Bytes> {
+        self.local.iter().find(|(found, _)| found == name).map(|(_, value)| value)
+    }
+
+    /// Whether the state is just as a received snapshot brought it: then the log may end before it.
+    pub fn is_as_installed(&self) -> bool {
+        self.applied.log_id.is_some_and(|id| self.local(INSTALLED).is_some_and(|row| row[..] == id_bytes(id)))
+    }
+}
+
+/// The local row that says which applied id the last received snapshot brought.
+const INSTALLED: &str = "installed";
 
 /// What opening a store finds.
 pub struct Opened {
@@ -118,14 +139,15 @@ pub struct Store {
 
 struct Handle {
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: OwnThread,
 }
 
 type Answer<T> = SyncSender<Result<T, StorageError>>;
 
 enum Job {
     Checkpoint(Answer<Applied>),
-    Import(PathBuf, Answer<(State, Applied)>),
+    View(Answer<(StateFile, ReadTransaction)>),
+    Install(Box<Prepared>, Answer<(Box<Prepared>, Applied)>),
     PutLocal(String, Bytes, Answer<()>),
 }
 
@@ -136,6 +158,10 @@ struct Shared {
     inner: Mutex<Inner>,
     /// There is something to do.
     work: Condvar,
+    /// Bytes in the tail, for those who ask on every request.
+    tail_bytes: AtomicUsize,
+    /// A received snapshot is being prepared, or waits to be installed.
+    preparing: AtomicBool,
     /// `None` once closed.
     file: RwLock<Option<StateFile>>,
 }
@@ -145,7 +171,6 @@ struct Inner {
     jobs: VecDeque<Job>,
     durable: Applied,
     flushed: Option<FlushedProbe>,
-    on_checkpoint: Vec<CheckpointHandler>,
     closing: bool,
     failed: Option<StorageError>,
 }
@@ -166,8 +191,27 @@ impl Store {
     /// [`StorageError::Corrupt`] if the file's content does not fit together; [`StorageError::OtherVersion`];
     /// [`StorageError::Io`].
     pub fn open(disk: Arc<dyn Disk>, path: &Path, options: StoreOptions) -> Result<Opened, StorageError> {
+        Self::open_if(disk, path, options, |_| Ok(()))
+    }
+
+    /// As [`Store::open`], if `check` agrees with what is in the file; nothing is changed in it before.
+    ///
+    /// # Errors
+    /// As [`Store::open`], or those of `check`.
+    pub fn open_if(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        options: StoreOptions,
+        check: impl FnOnce(&Found) -> Result<(), StorageError>,
+    ) -> Result<Opened, StorageError> {
         let file = StateFile::open(&*disk, path, &options)?;
-        let (state, applied) = file.restore()?;
+        let restored = file.restore().and_then(|(state, applied)| {
+            let found = Found { applied, local: file.local_rows()? };
+            check(&found)?;
+            file.release()?;
+            Ok((state, found.applied))
+        });
+        let (state, applied) = restored.inspect_err(|_| file.seal())?;
         let shared = Arc::new(Shared {
             disk,
             path: path.to_path_buf(),
@@ -175,21 +219,20 @@ impl Store {
                 tail: Tail::default(),
                 jobs: VecDeque::new(),
                 durable: applied.clone(),
-                flushed: options.flushed.clone(),
-                on_checkpoint: Vec::new(),
+                flushed: None,
                 closing: false,
                 failed: None,
             }),
             options,
             work: Condvar::new(),
+            tail_bytes: AtomicUsize::new(0),
+            preparing: AtomicBool::new(false),
             file: RwLock::new(Some(file)),
         });
         let writer = writer::Writer::new(shared.clone(), applied.clone());
-        let thread = std::thread::Builder::new()
-            .name("kvasir-state".into())
-            .spawn(move || writer.run())
+        let writer = OwnThread::spawn("kvasir-state", move || writer.run())
             .map_err(|source| StorageError::io(path, "start the state file's thread", source))?;
-        let store = Store { handle: Arc::new(Handle { shared, writer: Mutex::new(Some(thread)) }) };
+        let store = Store { handle: Arc::new(Handle { shared, writer }) };
         Ok(Opened { store, state, applied })
     }
 
@@ -204,11 +247,6 @@ impl Store {
         self.set_flushed(Arc::new(move |index| log.wait_flushed(index)));
     }
 
-    /// Adds a listener for applied ids that became durable.
-    pub fn on_checkpoint(&self, handler: CheckpointHandler) {
-        self.shared().inner.lock().on_checkpoint.push(handler);
-    }
-
     /// Takes in what apply changed. Never waits for the disk; the caller bounds the tail by [`Store::tail_bytes`].
     pub fn push(&self, batch: AppliedBatch) {
         let mut inner = self.shared().inner.lock();
@@ -217,6 +255,7 @@ impl Store {
         }
         let was_empty = inner.tail.is_empty();
         inner.tail.push(batch);
+        self.shared().tail_bytes.store(inner.tail.bytes(), Ordering::Relaxed);
         let wake = was_empty || inner.tail.row_count() >= self.shared().options.commit_rows_max;
         drop(inner);
         if wake {
@@ -226,7 +265,7 @@ impl Store {
 
     /// Bytes that were pushed and are not in the file yet.
     pub fn tail_bytes(&self) -> usize {
-        self.shared().inner.lock().tail.bytes()
+        self.shared().tail_bytes.load(Ordering::Relaxed)
     }
 
     /// The newest applied id that is durable in the state file.
@@ -294,7 +333,8 @@ impl Store {
         let txn = file.db.begin_read().map_err(file.fault())?;
         let tables = txn.open_table(TABLES).map_err(file.fault())?;
         let found = tables.get(key.as_slice()).map_err(file.fault())?;
-        Ok(found.map(|value| Bytes::copy_from_slice(value.value())))
+        let value = found.map(|value| file.verified(&key, value.value()).map(Bytes::copy_from_slice)).transpose()?;
+        Ok(value)
     }
 
     /// The rows of a small table whose keys start with `prefix` and come after `after`, in order, `limit` at most: the table as
@@ -326,7 +366,8 @@ impl Store {
         let range = (start.as_ref().map(Vec::as_slice), Bound::Unbounded);
         let mut stored = tables.range::<&[u8]>(range).map_err(file.fault())?.map_while(|row| match row {
             Ok((key, value)) if key.value().starts_with(&prefix) => {
-                Some(Ok((key.value().to_vec(), Bytes::copy_from_slice(value.value()))))
+                let value = file.verified(key.value(), value.value()).map(Bytes::copy_from_slice);
+                Some(value.map(|value| (key.value().to_vec(), value)))
             }
             Ok(_) => None,
             Err(error) => Some(Err(file.fault()(error))),
@@ -392,23 +433,44 @@ impl Store {
         self.ask(|answer| Job::PutLocal(name, value, answer))
     }
 
-    /// Makes a checkpoint, then writes the file's content to a snapshot at `path`, durable, with that name only once whole.
+    /// Makes a checkpoint, then writes just what it covers to a snapshot at `path`, durable, with that name only once whole.
     ///
     /// # Errors
     /// As [`Store::checkpoint`].
     pub fn export(&self, path: &Path) -> Result<SnapshotInfo, StorageError> {
-        self.checkpoint()?;
-        transfer::export(&*self.shared().disk, &self.file()?, path)
+        let (file, txn) = self.ask(Job::View)?;
+        transfer::export(&*self.shared().disk, &file, &txn, path)
     }
 
-    /// Replaces everything by the content of a snapshot: a fresh state file is built beside the old one, made durable and given
-    /// its name. The tail is dropped; nothing may be pushed meanwhile. Answers the machine's state and where it is.
+    /// Makes a state file of the snapshot at `path`, beside the one in use, which goes on. One at a time.
     ///
     /// # Errors
-    /// [`StorageError::BadSnapshot`], with the old file still in place and in use; otherwise as [`Store::checkpoint`].
+    /// [`StorageError::BadSnapshot`] and [`StorageError::OtherVersion`], which are the sender's fault; [`StorageError::Io`]. The
+    /// store goes on in any case.
+    pub fn prepare(&self, path: &Path) -> Result<Prepared, StorageError> {
+        Prepared::build(self.handle.shared.clone(), path)
+    }
+
+    /// Replaces everything by a prepared snapshot, which is given the state file's name. The tail is dropped; nothing may be pushed
+    /// meanwhile. Answers the machine's state and where it is.
+    ///
+    /// # Errors
+    /// As [`Store::checkpoint`].
+    pub fn install(&self, prepared: Prepared) -> Result<(State, Applied), StorageError> {
+        if !prepared.belongs_to(&self.handle.shared) {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the snapshot was prepared for another store");
+            return Err(StorageError::io(&self.shared().path, "install a snapshot", source));
+        }
+        let (mut prepared, applied) = self.ask(|answer| Job::Install(Box::new(prepared), answer))?;
+        Ok((prepared.take_state().ok_or(StorageError::Closed)?, applied))
+    }
+
+    /// Prepares and installs a snapshot.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`] and [`Store::install`].
     pub fn import(&self, path: &Path) -> Result<(State, Applied), StorageError> {
-        let path = path.to_path_buf();
-        self.ask(|answer| Job::Import(path, answer))
+        self.install(self.prepare(path)?)
     }
 
     /// Makes a last checkpoint and stops the thread. Later calls are refused. Waits until the log is durable up to there, or
@@ -467,12 +529,7 @@ impl Handle {
     fn close(&self) {
         self.shared.inner.lock().closing = true;
         self.shared.work.notify_all();
-        let thread = self.writer.lock().take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.writer.join();
     }
 }
 

@@ -70,12 +70,21 @@ enum End {
     CutAfter(u64),
     /// The power goes between two disk operations, once so many requests were answered.
     CutAt(u64),
-    /// The disk fails from the nth write or sync on.
-    Fails(u64, Fault, bool),
+    /// The disk fails from the nth operation of a kind on.
+    Fails(u64, Fault, Operation),
     /// It is killed once so many requests were answered: the system's memory keeps what was not synced, for the time being.
     Kill(u64),
     /// It is asked to stop once so many requests were answered.
     Shutdown(u64),
+}
+
+/// What a disk fails at.
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Write,
+    Sync,
+    /// Creating, renaming, removing and cutting files, syncing folders.
+    Name,
 }
 
 struct Life {
@@ -132,7 +141,15 @@ impl Life {
             20..50 => End::CutAfter(operations),
             50..65 => End::CutAt(answered),
             65..78 => End::Kill(answered),
-            78..90 => End::Fails(1 + self.random.below(60), fault, self.random.chance(50)),
+            78..90 => {
+                let operation = match self.random.below(3) {
+                    0 => Operation::Write,
+                    1 => Operation::Sync,
+                    _ => Operation::Name,
+                };
+                let nth = 1 + self.random.below(if matches!(operation, Operation::Name) { 12 } else { 60 });
+                End::Fails(nth, fault, operation)
+            }
             _ => End::Shutdown(answered),
         }
     }
@@ -159,7 +176,8 @@ impl Life {
             let engine = match started {
                 Ok(engine) => engine,
                 Err(error) => {
-                    assert!(early, "the engine does not start on what the disk kept: {error}");
+                    let lost_power = early && error.to_string().contains("lost power");
+                    assert!(lost_power, "the engine does not start on what the disk kept: {error}");
                     self.tally.cuts_while_starting += 1;
                     return;
                 }
@@ -199,11 +217,14 @@ impl Life {
         let answered = Arc::new(AtomicU64::new(0));
         match end {
             End::CutAfter(operations) => disk.cut_power_after(operations),
-            End::Fails(nth, fault, writes) => disk.set_faults(FaultPlan {
-                write_nth: writes.then_some((nth, fault)),
-                sync_nth: (!writes).then_some((nth, fault)),
-                ..FaultPlan::default()
-            }),
+            End::Fails(nth, fault, operation) => {
+                let nth = Some((nth, fault));
+                disk.set_faults(match operation {
+                    Operation::Write => FaultPlan { write_nth: nth, ..FaultPlan::default() },
+                    Operation::Sync => FaultPlan { sync_nth: nth, ..FaultPlan::default() },
+                    Operation::Name => FaultPlan { name_nth: nth, ..FaultPlan::default() },
+                });
+            }
             _ => {}
         }
         let mut running = JoinSet::new();

@@ -51,15 +51,25 @@ impl Recent {
         }
     }
 
-    /// `[start, end)`, if all of it is here.
-    pub(super) fn range(&self, start: u64, end: u64) -> Option<Vec<Entry>> {
+    /// The first entries of `[start, end)`, until they pass `bytes_max`; `None` if they are not here.
+    pub(super) fn range(&self, start: u64, end: u64, bytes_max: u64) -> Option<Vec<Entry>> {
         let first = self.first()?;
-        if start < first || end > first + self.entries.len() as u64 {
+        let end = end.min(first + self.entries.len() as u64);
+        if start < first || start >= end {
             return None;
         }
         let from = usize::try_from(start - first).ok()?;
         let to = usize::try_from(end - first).ok()?;
-        Some(self.entries.range(from..to).cloned().collect())
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for entry in self.entries.range(from..to) {
+            entries.push(entry.clone());
+            bytes += weight(entry) as u64;
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Some(entries)
     }
 
     pub(super) fn truncate_after(&mut self, last: Option<u64>) {

@@ -3,11 +3,15 @@
 //! **Invariant:** positional reads and writes only, so that threads share a file without a lock.
 
 use super::{Disk, DiskFile, DiskLock, PathKind};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+
+/// What is stored is its owner's alone: values, and the key of the compiled plugins.
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
 
 /// The operating system's disk: `pread`, `pwrite`, `fdatasync`, `flock`, `statvfs`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -19,7 +23,9 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(RealFile(OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?)))
+        Ok(Arc::new(RealFile(
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?,
+        )))
     }
 
     fn kind(&self, path: &Path) -> io::Result<Option<PathKind>> {
@@ -52,7 +58,7 @@ impl Disk for RealDisk {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(dir)
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -60,7 +66,7 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn DiskLock>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),

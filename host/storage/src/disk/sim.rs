@@ -2,7 +2,7 @@
 //!
 //! Every file has the bytes a reader sees and the bytes that are durable; every folder has names of both kinds. A power cut
 //! keeps a random subset of the writes since the file's last sync, the kept ones torn at 512-byte sectors, and a random
-//! subset of the name changes since the folder's last sync. Faults (`EIO`, `ENOSPC`) strike the nth or a random operation; a
+//! subset of the name changes since the folder's last sync. Faults (`EIO`, `ENOSPC`) strike the nth operation of a kind; a
 //! sync that failed leaves it open which of its writes arrived, and a later sync does not bring them back ("fsyncgate").
 //!
 //! **Invariant:** what a successful `sync_data` or `sync_dir` covered survives every power cut.
@@ -48,23 +48,9 @@ pub struct FaultPlan {
     pub write_nth: Option<(u64, Fault)>,
     /// The nth file sync (1 is the next) and all later ones fail so.
     pub sync_nth: Option<(u64, Fault)>,
-    /// One in so many writes fails, at random.
-    pub write_one_in: Option<(u64, Fault)>,
-    /// One in so many file syncs fails, at random.
-    pub sync_one_in: Option<(u64, Fault)>,
-}
-
-/// What a [`SimDisk`] was asked to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DiskCounters {
-    /// File writes.
-    pub writes: u64,
-    /// Bytes in them.
-    pub written_bytes: u64,
-    /// File syncs.
-    pub syncs: u64,
-    /// Folder syncs.
-    pub dir_syncs: u64,
+    /// The nth change of a name or a length (a file or folder created, renamed, removed, cut; a folder synced) and all later ones
+    /// fail so, and do nothing.
+    pub name_nth: Option<(u64, Fault)>,
 }
 
 /// A disk in memory. Clones are the same disk.
@@ -104,7 +90,7 @@ struct SimState {
     plan: FaultPlan,
     plan_writes: u64,
     plan_syncs: u64,
-    counters: DiskCounters,
+    plan_names: u64,
     sync_delay: Duration,
     locks: BTreeSet<PathBuf>,
     free_bytes: u64,
@@ -129,7 +115,7 @@ impl SimDisk {
             plan: FaultPlan::default(),
             plan_writes: 0,
             plan_syncs: 0,
-            counters: DiskCounters::default(),
+            plan_names: 0,
             sync_delay: Duration::ZERO,
             locks: BTreeSet::new(),
             free_bytes: 1 << 40,
@@ -188,6 +174,7 @@ impl SimDisk {
         state.plan = plan;
         state.plan_writes = 0;
         state.plan_syncs = 0;
+        state.plan_names = 0;
     }
 
     /// Makes each file sync take so long.
@@ -198,11 +185,6 @@ impl SimDisk {
     /// What [`Disk::free_bytes`] answers.
     pub fn set_free_bytes(&self, bytes: u64) {
         self.state.lock().free_bytes = bytes;
-    }
-
-    /// What the disk was asked to do so far.
-    pub fn counters(&self) -> DiskCounters {
-        self.state.lock().counters
     }
 
     /// A file's bytes as a reader sees them.
@@ -316,32 +298,29 @@ impl SimState {
     }
 
     fn write_fault(&mut self, path: &Path) -> Option<Fault> {
-        if !path.to_string_lossy().contains(&self.plan.only) {
-            return None;
-        }
-        self.plan_writes += 1;
-        strike(self.plan_writes, self.plan.write_nth, self.plan.write_one_in, &mut self.random)
+        strike(path, &self.plan.only, &mut self.plan_writes, self.plan.write_nth)
     }
 
     fn sync_fault(&mut self, path: &Path) -> Option<Fault> {
-        if !path.to_string_lossy().contains(&self.plan.only) {
-            return None;
+        strike(path, &self.plan.only, &mut self.plan_syncs, self.plan.sync_nth)
+    }
+
+    /// Whether a change of a name or a length may go on.
+    fn name_change(&mut self, path: &Path) -> io::Result<()> {
+        self.power(true)?;
+        match strike(path, &self.plan.only, &mut self.plan_names, self.plan.name_nth) {
+            Some(fault) => Err(fault.error()),
+            None => Ok(()),
         }
-        self.plan_syncs += 1;
-        strike(self.plan_syncs, self.plan.sync_nth, self.plan.sync_one_in, &mut self.random)
     }
 }
 
-fn strike(count: u64, nth: Option<(u64, Fault)>, one_in: Option<(u64, Fault)>, random: &mut Random) -> Option<Fault> {
-    if let Some((nth, fault)) = nth
-        && count >= nth
-    {
-        return Some(fault);
+fn strike(path: &Path, only: &str, count: &mut u64, nth: Option<(u64, Fault)>) -> Option<Fault> {
+    if !path.to_string_lossy().contains(only) {
+        return None;
     }
-    match one_in {
-        Some((n, fault)) if random.below(n.max(1)) == 0 => Some(fault),
-        _ => None,
-    }
+    *count += 1;
+    nth.filter(|(nth, _)| *count >= *nth).map(|(_, fault)| fault)
 }
 
 fn apply_change(names: &mut BTreeMap<PathBuf, Node>, change: &NameChange) {
@@ -373,7 +352,7 @@ impl Disk for SimDisk {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state.lock();
-        state.power(true)?;
+        state.name_change(path)?;
         let dir = state.parent(path)?;
         match state.live.get(path).copied() {
             Some(Node::Folder) => Err(io::ErrorKind::IsADirectory.into()),
@@ -415,7 +394,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.power(true)?;
+        state.name_change(to)?;
         state.content(from)?;
         let dir = state.parent(to)?;
         state.change(dir, NameChange::Rename(from.to_path_buf(), to.to_path_buf()));
@@ -424,7 +403,7 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.power(true)?;
+        state.name_change(path)?;
         state.content(path)?;
         let dir = state.parent(path)?;
         state.change(dir, NameChange::Unlink(path.to_path_buf()));
@@ -433,7 +412,7 @@ impl Disk for SimDisk {
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.power(true)?;
+        state.name_change(dir)?;
         let mut missing = Vec::new();
         for path in dir.ancestors().filter(|path| !path.as_os_str().is_empty()) {
             match state.live.get(path) {
@@ -451,8 +430,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.power(true)?;
-        state.counters.dir_syncs += 1;
+        state.name_change(dir)?;
         let changes = std::mem::take(&mut state.changes);
         for (changed, change) in changes {
             if changed == dir {
@@ -506,8 +484,6 @@ impl DiskFile for SimFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.lock();
         state.power(true)?;
-        state.counters.writes += 1;
-        state.counters.written_bytes += data.len() as u64;
         let fault = state.write_fault(&self.path);
         let arrived = match fault {
             None => data.len(),
@@ -532,7 +508,7 @@ impl DiskFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.power(true)?;
+        state.name_change(&self.path)?;
         if let Some(content) = state.files.get_mut(&self.id) {
             content.live.set_len(len);
             content.pending.push(Pending::SetLen(len));
@@ -547,7 +523,6 @@ impl DiskFile for SimFile {
         }
         let mut state = self.state.lock();
         state.power(true)?;
-        state.counters.syncs += 1;
         let fault = state.sync_fault(&self.path);
         let SimState { files, random, .. } = &mut *state;
         let Some(content) = files.get_mut(&self.id) else { return Err(io::ErrorKind::NotFound.into()) };

@@ -4,7 +4,6 @@ use super::{Disk, DiskFile, DiskLock, PathKind};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Another disk with a delay before each file sync.
@@ -12,22 +11,16 @@ use std::time::Duration;
 pub struct SlowDisk<D> {
     inner: D,
     sync_delay: Duration,
-    syncs: Arc<AtomicU64>,
 }
 
 impl<D: Disk> SlowDisk<D> {
     /// Makes each `sync_data` of `inner` take `sync_delay` longer.
     pub fn new(inner: D, sync_delay: Duration) -> Self {
-        Self { inner, sync_delay, syncs: Arc::default() }
-    }
-
-    /// File syncs so far.
-    pub fn syncs(&self) -> u64 {
-        self.syncs.load(Ordering::Relaxed)
+        Self { inner, sync_delay }
     }
 
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(SlowFile { inner: file, sync_delay: self.sync_delay, syncs: self.syncs.clone() })
+        Arc::new(SlowFile { inner: file, sync_delay: self.sync_delay })
     }
 }
 
@@ -77,7 +70,6 @@ impl<D: Disk> Disk for SlowDisk<D> {
 struct SlowFile {
     inner: Arc<dyn DiskFile>,
     sync_delay: Duration,
-    syncs: Arc<AtomicU64>,
 }
 
 impl DiskFile for SlowFile {
@@ -99,7 +91,6 @@ impl DiskFile for SlowFile {
 
     fn sync_data(&self) -> io::Result<()> {
         std::thread::sleep(self.sync_delay);
-        self.syncs.fetch_add(1, Ordering::Relaxed);
         self.inner.sync_data()
     }
 }

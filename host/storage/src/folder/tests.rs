@@ -88,3 +88,42 @@ fn folders_made_above_the_data_folder_survive_a_power_cut() {
         assert_eq!(after.kind(&path.join("VERSION")).expect("a look"), Some(PathKind::File), "seed {seed}");
     }
 }
+
+#[test]
+fn names_left_by_a_killed_making_are_made_durable_by_the_next() {
+    let path = Path::new("/var/lib/kvasir");
+    for operations in 0..20 {
+        for seed in 0..8 {
+            let disk = SimDisk::new(seed);
+            disk.cut_power_after(operations);
+            let _ = DataFolder::open(Arc::new(disk.clone()), path);
+            let restarted = disk.kill(seed);
+            DataFolder::open(Arc::new(restarted.clone()), path).expect("the folder opens");
+            let after = restarted.crash(seed);
+            let version = after.kind(&path.join("VERSION")).expect("a look");
+            assert_eq!(version, Some(PathKind::File), "{operations} operations, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_used_folder_without_its_log_is_refused_and_left_as_it_was() {
+    let temp = tempfile::tempdir().expect("a folder");
+    drop(DataFolder::open(real(), temp.path()).expect("the folder opens"));
+    std::fs::remove_dir(temp.path().join("log")).expect("removed");
+    let before = RealDisk.list(temp.path()).expect("a listing");
+    let error = DataFolder::open(real(), temp.path()).expect_err("refused");
+    assert!(matches!(error, StorageError::Missing { .. }), "{error}");
+    assert_eq!(RealDisk.list(temp.path()).expect("a listing"), before);
+}
+
+#[test]
+fn what_is_made_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = temp.path().join("data");
+    let _folder = DataFolder::open(real(), &path).expect("the folder opens");
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join("log"))), (0o700, 0o700));
+    assert_eq!((mode(&path.join("VERSION")), mode(&path.join("LOCK"))), (0o600, 0o600));
+}

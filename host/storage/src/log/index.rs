@@ -19,6 +19,8 @@ pub(super) struct Position {
 pub(super) struct Index {
     first: u64,
     positions: VecDeque<Position>,
+    /// What they take on the disk.
+    bytes: u64,
     segments: BTreeMap<u64, SegmentUse>,
 }
 
@@ -39,6 +41,7 @@ impl Index {
             self.first = index;
         }
         self.positions.push_back(position);
+        self.bytes += u64::from(position.span);
         if let Some(used) = self.segments.get_mut(&position.segment) {
             used.end = used.end.max(index.saturating_add(1));
         }
@@ -46,14 +49,32 @@ impl Index {
 
     /// Forgets entries from `next` on.
     pub(super) fn truncate(&mut self, next: u64) {
-        self.positions.truncate(next.saturating_sub(self.first) as usize);
+        let keep = next.saturating_sub(self.first) as usize;
+        while self.positions.len() > keep {
+            self.bytes -= self.positions.pop_back().map_or(0, |gone| u64::from(gone.span));
+        }
     }
 
     /// Forgets entries below `first`.
     pub(super) fn purge(&mut self, first: u64) {
         let gone = first.saturating_sub(self.first).min(self.positions.len() as u64);
-        self.positions.drain(..gone as usize);
+        self.bytes -= self.positions.drain(..gone as usize).map(|gone| u64::from(gone.span)).sum::<u64>();
         self.first += gone;
+    }
+
+    /// Bytes that the live entries take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The oldest entry from which on they take `bytes` at most; the one after the last if even that takes more.
+    pub(super) fn newest_within(&self, bytes: u64) -> u64 {
+        let mut sum = 0;
+        let fitting = self.positions.iter().rev().take_while(|position| {
+            sum += u64::from(position.span);
+            sum <= bytes
+        });
+        self.first + (self.positions.len() - fitting.count()) as u64
     }
 
     /// The index of the first entry that has a place.

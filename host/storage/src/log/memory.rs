@@ -15,6 +15,7 @@ use std::io;
 
 /// What the writer thread is asked to do, in order.
 pub(super) enum Request {
+    Begin { done: Done },
     Append { entries: Vec<LogEntry>, done: Done },
     Vote { vote: Vote, done: Done },
     Truncate { after: Option<LogId>, done: Done },
@@ -25,7 +26,8 @@ pub(super) enum Request {
 impl Request {
     pub(super) fn into_done(self) -> Done {
         match self {
-            Self::Append { done, .. }
+            Self::Begin { done }
+            | Self::Append { done, .. }
             | Self::Vote { done, .. }
             | Self::Truncate { done, .. }
             | Self::Purge { done, .. }

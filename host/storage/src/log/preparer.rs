@@ -49,10 +49,18 @@ impl Preparer {
         }
     }
 
-    /// The segment that was asked for; waits for it.
-    pub(super) fn take(&mut self) -> Result<Segment, StorageError> {
+    /// The segment that was asked for; waits for it. If it could not be made, one of the least size is tried: what failed then may
+    /// have been long ago, and a full disk may still have that much room.
+    pub(super) fn take(&mut self, number: u64, least: u64) -> Result<Segment, StorageError> {
         self.expected = false;
-        self.ready.recv().unwrap_or(Err(StorageError::Closed))
+        match self.ready.recv().unwrap_or(Err(StorageError::Closed)) {
+            Ok(segment) => Ok(segment),
+            Err(error) => {
+                tracing::warn!(%error, "the next log segment could not be made ready; trying again with a small one");
+                self.send(Task::Prepare { number, capacity: least });
+                self.ready.recv().unwrap_or(Err(StorageError::Closed))
+            }
+        }
     }
 
     pub(super) fn remove(&self, path: PathBuf) {

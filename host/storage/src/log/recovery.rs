@@ -25,6 +25,8 @@ pub(super) struct Recovered {
     pub(super) ready: Option<Segment>,
     /// The newest segment is sealed: the next record needs another.
     pub(super) sealed: bool,
+    /// Some record was ever durable.
+    pub(super) begun: bool,
 }
 
 struct Tail {
@@ -35,10 +37,13 @@ struct Tail {
 
 /// Reads the log in `dir`, then wipes its torn tail if it has one.
 pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, StorageError> {
+    // A name may be there by a rename that was never made durable; what is written under it from now on must be.
+    disk.sync_dir(dir).map_err(|source| StorageError::io(dir, "sync the log folder", source))?;
     let names = disk.list(dir).map_err(|source| StorageError::io(dir, "list the log folder", source))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment::number_of(name)).collect();
     numbers.sort_unstable();
-    let mut found = Recovered { view: View::default(), index: Index::default(), active: None, ready: None, sealed: true };
+    let mut found =
+        Recovered { view: View::default(), index: Index::default(), active: None, ready: None, sealed: true, begun: false };
     let mut tail = None;
     let mut head_last = None;
     for (at, number) in numbers.iter().copied().enumerate() {
@@ -84,6 +89,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, StorageE
         disk.remove(&path).map_err(|source| StorageError::io(&path, "remove the unfinished segment", source))?;
     }
     found.index.purge(found.view.first());
+    found.begun = found.active.as_ref().is_some_and(|(segment, end)| segment.number > 1 || *end > SEGMENT_HEADER_BYTES);
     Ok(found)
 }
 
@@ -167,6 +173,15 @@ fn settle(segment: &Segment, end: u64, tail: &Tail) -> Result<(), StorageError> 
     let from = tail.synced.max(SEGMENT_HEADER_BYTES).min(end);
     if from == end && tail.used <= end {
         return Ok(());
+    }
+    if tail.used > end {
+        // Zeros in a sector are taken for a write that never arrived. Was it a synced one, the disk has lost it.
+        tracing::warn!(
+            path = %segment.path.display(),
+            offset = end,
+            bytes = tail.used - end,
+            "the raft log ends in an incomplete record, as after a power cut; what follows is wiped"
+        );
     }
     let write = segment.fail("write the log segment");
     let mut bytes = vec![0; (end - from) as usize];

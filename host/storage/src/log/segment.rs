@@ -61,8 +61,15 @@ fn header(number: u64, capacity: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
 }
 
 impl Segment {
-    /// Makes a segment: header and written zeros, durable, then its name, durable.
+    /// Makes a segment: header and written zeros, durable, then its name, durable. What a failed making leaves is removed: on a
+    /// full disk it would hold the last room.
     pub(super) fn create(disk: &dyn Disk, dir: &Path, number: u64, capacity: u64) -> Result<Self, StorageError> {
+        Self::make(disk, dir, number, capacity).inspect_err(|_| {
+            let _ = disk.remove(&unfinished(dir));
+        })
+    }
+
+    fn make(disk: &dyn Disk, dir: &Path, number: u64, capacity: u64) -> Result<Self, StorageError> {
         let unfinished = unfinished(dir);
         let path = path(dir, number);
         let fail = |doing| {

@@ -168,6 +168,10 @@ struct Model {
 impl Model {
     fn of(log: &Log) -> Self {
         let state = log.state();
+        assert!(
+            state.committed.map(|id| id.index) <= state.last.map(|id| id.index),
+            "a committed id beyond the last entry: {state:?}"
+        );
         let entries = log.read(0..u64::MAX).expect("a read");
         Self {
             vote: state.vote,
@@ -391,7 +395,7 @@ fn a_missing_segment_is_reported() {
 #[test]
 fn another_format_version_is_refused_by_name() {
     let disk = new_disk(1);
-    open(&disk).close().expect("closed");
+    open(&disk).begin().expect("begun");
     let path = segment::path(dir(), 1);
     let mut bytes = disk.read_file(&path).expect("the segment");
     bytes[8] = 2;
@@ -522,4 +526,151 @@ fn write_the_log_fixture() {
     // The zeros after the last record are left out.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     crate::fixture::write("log-v1.hex", &bytes[..end]);
+}
+
+#[test]
+fn opening_an_empty_log_makes_nothing_and_one_that_was_begun_is_known_as_such() {
+    let disk = new_disk(1);
+    let log = open(&disk);
+    assert!(!log.is_begun());
+    log.close().expect("closed");
+    assert!(disk.list(dir()).expect("a listing").is_empty(), "nothing is made before the log is begun");
+    let log = open(&disk);
+    log.begin().expect("begun");
+    assert!(log.is_begun());
+    for seed in 0..20 {
+        let log = open(&disk.image(seed));
+        assert!(log.is_begun() && log.state() == LogState::default(), "seed {seed}");
+        log.begin().expect("begun already");
+    }
+    append(&log, vec![entry(1, 0, 10)]).expect("an append");
+    log.close().expect("closed");
+    assert!(open(&disk).is_begun());
+    let log = open(&new_disk(2));
+    append(&log, vec![entry(1, 0, 10)]).expect("an append");
+    assert!(log.is_begun(), "an append begins it too");
+}
+
+/// A process that dies between the rename of a segment and the folder's sync leaves a name that the next power cut may take.
+#[test]
+fn a_segment_whose_name_was_never_made_durable_is_not_trusted_after_a_restart() {
+    for operations in 0..24 {
+        for seed in 0..8 {
+            let disk = new_disk(seed);
+            disk.cut_power_after(operations);
+            let first = Log::open(Arc::new(disk.clone()), dir(), small()).map(|log| log.begin());
+            let restarted = disk.kill(seed);
+            drop(first);
+            let log = open(&restarted);
+            append(&log, vec![entry(1, 0, 10)]).expect("an append");
+            let after = restarted.crash(seed);
+            assert_eq!(open(&after).state().last, Some(id(1, 0)), "{operations} operations, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_could_not_be_made_is_tried_again_when_it_is_needed_and_small() {
+    let disk = new_disk(1);
+    let bytes = 1 << 16;
+    disk.write_file(&dir().join("done"), b"");
+    let mut preparer = Preparer::start(Arc::new(disk.clone()), dir().to_path_buf(), None).expect("started");
+    disk.set_faults(FaultPlan { only: "next.tmp".into(), write_nth: Some((1, Fault::Enospc)), ..FaultPlan::default() });
+    preparer.prepare(1, bytes);
+    // Done in order: once the file is gone, the segment has failed.
+    preparer.remove(dir().join("done"));
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while disk.exists(&dir().join("done")).expect("a look") {
+        assert!(std::time::Instant::now() < deadline, "the preparer hangs");
+        std::thread::yield_now();
+    }
+    assert!(disk.list(dir()).expect("a listing").is_empty(), "what was begun does not hold the last room");
+    preparer.take(1, 2048).expect_err("the disk is still full");
+    preparer.prepare(1, bytes);
+    preparer.remove(dir().join("nothing"));
+    disk.set_faults(FaultPlan::default());
+    let segment = preparer.take(1, 2048).expect("there is room again");
+    assert!([2048, bytes].contains(&segment.capacity), "{}", segment.capacity);
+}
+
+#[test]
+fn a_log_goes_on_once_a_full_disk_has_room_again() {
+    let disk = new_disk(1);
+    let log = open(&disk);
+    log.begin().expect("begun");
+    disk.set_faults(FaultPlan { only: "next.tmp".into(), write_nth: Some((2, Fault::Enospc)), ..FaultPlan::default() });
+    let mut index = 0;
+    // Until the next segment cannot be made: at most what is ready takes more.
+    while index < 12 && append(&log, vec![entry(1, index, 900)]).is_ok() {
+        index += 1;
+    }
+    assert!(index < 12, "nothing was refused on a full disk");
+    let _ = log.close();
+    disk.set_faults(FaultPlan::default());
+    let log = open(&disk);
+    assert_eq!(log.state().last, index.checked_sub(1).map(|index| id(1, index)));
+    append(&log, vec![entry(1, index, 900)]).expect("an append");
+}
+
+#[test]
+fn a_failed_change_of_a_name_ends_in_a_whole_log() {
+    for nth in 1..12 {
+        for fault in [Fault::Eio, Fault::Enospc] {
+            let disk = new_disk(nth);
+            disk.set_faults(FaultPlan { name_nth: Some((nth, fault)), ..FaultPlan::default() });
+            let mut acknowledged = None;
+            if let Ok(log) = Log::open(Arc::new(disk.clone()), dir(), small()) {
+                for index in 0..20 {
+                    if append(&log, vec![entry(1, index, 400)]).is_err() {
+                        break;
+                    }
+                    acknowledged = Some(index);
+                }
+                let _ = log.close();
+            }
+            let after = disk.crash(nth);
+            let found = Model::of(&open(&after));
+            assert!(found.last.map(|id| id.index) >= acknowledged, "fault {nth}: {acknowledged:?}, found {:?}", found.last);
+        }
+    }
+}
+
+#[test]
+fn what_the_log_takes_on_the_disk_is_known() {
+    let log = open(&new_disk(1));
+    append(&log, (0..10).map(|index| entry(1, index, 100)).collect()).expect("an append");
+    let one = log.live_bytes() / 10;
+    assert!(one > 100);
+    assert_eq!((log.newest_within(u64::MAX), log.newest_within(3 * one), log.newest_within(0)), (0, 7, 10));
+    truncate(&log, Some(id(1, 7))).expect("truncated");
+    purge(&log, id(1, 1)).expect("purged");
+    log.sync().expect("synced");
+    assert_eq!((log.live_bytes(), log.newest_within(3 * one)), (6 * one, 5));
+}
+
+/// What the torn-tail rule cannot tell: zeros in a whole sector at the very end are a write that never arrived, even if it had.
+#[test]
+fn a_lost_sector_is_damage_within_the_log_and_a_torn_tail_at_its_end() {
+    let disk = new_disk(1);
+    let options = || LogOptions { segment_bytes: 1 << 16, ..small() };
+    let log = Log::open(Arc::new(disk.clone()), dir(), options()).expect("the log opens");
+    for index in 0..8 {
+        append(&log, vec![entry(1, index, 1000)]).expect("an append");
+    }
+    log.close().expect("closed");
+    let path = segment::path(dir(), 1);
+    let bytes = disk.read_file(&path).expect("the segment");
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("records") / 512 * 512;
+    let open_without = |sector: usize| {
+        let image = disk.image(1);
+        let mut lost = bytes.clone();
+        lost[sector..sector + 512].fill(0);
+        image.write_file(&path, &lost);
+        Log::open(Arc::new(image), dir(), options())
+    };
+    for sector in (512..end - 1024).step_by(512) {
+        assert!(matches!(open_without(sector).err(), Some(StorageError::Corrupt { .. })), "sector at {sector}");
+    }
+    let shorter = open_without(end - 512).expect("taken for a torn tail");
+    assert_eq!(shorter.state().last, Some(id(1, 6)));
 }

@@ -25,7 +25,10 @@ impl View {
                 self.last = Some(entry.id);
             }
             Record::Vote(vote) => self.vote = Some(*vote),
-            Record::Committed(id) => self.committed = Some(*id),
+            Record::Committed(id) => {
+                self.committed = Some(*id);
+                self.clamp_committed();
+            }
             Record::Truncate(after) => self.truncate(*after),
             Record::Purge(id) => self.purge(*id),
             Record::Seal => {}
@@ -42,6 +45,14 @@ impl View {
         };
         if shorter {
             self.last = keep;
+            self.clamp_committed();
+        }
+    }
+
+    /// What was torn away or voided is not known to be committed here.
+    fn clamp_committed(&mut self) {
+        if self.committed.map(|id| id.index) > self.last.map(|id| id.index) {
+            self.committed = self.last;
         }
     }
 

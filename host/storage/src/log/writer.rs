@@ -72,9 +72,7 @@ impl Writer {
     ) -> Self {
         let next_number = active.as_ref().map_or(1, |(segment, _)| segment.number + 1);
         let active = active.filter(|_| !sealed).map(|(segment, offset)| Active { segment, offset, synced: offset });
-        let mut writer = Self { shared, preparer, sizes, active, next_number, view, buffer: Vec::new() };
-        writer.preparer.prepare(next_number, capacity_of(next_number, &writer.sizes));
-        writer
+        Self { shared, preparer, sizes, active, next_number, view, buffer: Vec::new() }
     }
 
     /// Serves requests until the log is closed.
@@ -124,11 +122,16 @@ impl Writer {
         let mut steps = Vec::new();
         let mut sync = last_round;
         let mut entries = 0;
-        if let Some(id) = committed {
-            self.put(&Record::Committed(id), &mut steps)?;
-        }
         for request in requests {
             match request {
+                Request::Begin { .. } => {
+                    sync = true;
+                    if self.active.is_none() && self.next_number == 1 {
+                        self.rotate(&mut steps)?;
+                    }
+                    self.put_head();
+                    self.prepare_next();
+                }
                 Request::Append { entries: appended, .. } => {
                     sync = true;
                     entries += appended.len() as u64;
@@ -150,6 +153,10 @@ impl Writer {
                 }
                 Request::Sync { .. } => sync = true,
             }
+        }
+        // After the entries it covers: a tail torn between the two must not leave a committed id beyond the last entry.
+        if let Some(id) = committed {
+            self.put(&Record::Committed(id), &mut steps)?;
         }
         self.write_buffer()?;
         let synced = sync && self.sync()?;
@@ -231,13 +238,17 @@ impl Writer {
             self.write_buffer()?;
             self.sync()?;
         }
-        self.preparer.prepare(self.next_number, capacity_of(self.next_number, &self.sizes));
-        let segment = Arc::new(self.preparer.take()?);
+        self.prepare_next();
+        let segment = Arc::new(self.preparer.take(self.next_number, self.sizes.least.next_multiple_of(8))?);
         self.next_number = segment.number + 1;
-        self.preparer.prepare(self.next_number, capacity_of(self.next_number, &self.sizes));
+        self.prepare_next();
         steps.push(Step::Segment(segment.clone()));
         self.active = Some(Active { segment, offset: SEGMENT_HEADER_BYTES, synced: SEGMENT_HEADER_BYTES });
         Ok(())
+    }
+
+    fn prepare_next(&mut self) {
+        self.preparer.prepare(self.next_number, capacity_of(self.next_number, &self.sizes));
     }
 
     fn write_buffer(&mut self) -> Result<(), StorageError> {
@@ -261,6 +272,7 @@ impl Writer {
         if active.synced < active.offset {
             active.segment.file.sync_data().map_err(active.segment.fail("sync the log"))?;
             active.synced = active.offset;
+            self.shared.begun.store(true, Ordering::SeqCst);
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         }
         Ok(active.synced > SEGMENT_HEADER_BYTES)

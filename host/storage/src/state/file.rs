@@ -7,7 +7,7 @@ use super::backend::Backend;
 use super::tail::{Batch, Tail};
 use super::{Applied, StoreOptions};
 use crate::StorageError;
-use crate::disk::Disk;
+use crate::disk::{Disk, parent};
 use crate::log::LogId;
 use bytes::Bytes;
 use kvasir_machine::{FormatError, Rev, Row, State, Table};
@@ -33,9 +33,7 @@ pub(super) struct StateFile {
 
 /// The name under which a state file is built.
 pub(super) fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    PathBuf::from(name)
+    crate::disk::unfinished(path, ".new")
 }
 
 /// A small table's key in the file: the table's number, then the key.
@@ -47,13 +45,16 @@ pub(super) fn table_key(table: Table, key: &[u8]) -> Vec<u8> {
 }
 
 impl StateFile {
-    /// Opens the file at `path`, creating an empty one if there is none.
+    /// Opens the file at `path`, creating an empty one if there is none. What is there is left as it was until
+    /// [`StateFile::release`].
     pub(super) fn open(disk: &dyn Disk, path: &Path, options: &StoreOptions) -> Result<Self, StorageError> {
         let leftover = unfinished(path);
         let fail = |doing| move |source| StorageError::io(path, doing, source);
         if disk.exists(&leftover).map_err(fail("look for the state file"))? {
             disk.remove(&leftover).map_err(fail("remove an unfinished state file"))?;
         }
+        // The name may be there by a rename that was never made durable.
+        disk.sync_dir(parent(path)).map_err(fail("sync the state file's folder"))?;
         if !disk.exists(path).map_err(fail("look for the state file"))? {
             let fresh = Self::create(disk, path, options)?;
             fresh.install(disk)?;
@@ -63,9 +64,22 @@ impl StateFile {
         if file.is_empty().map_err(fail("read the state file"))? {
             return Err(StorageError::corrupt(path, 0, "the state file is empty"));
         }
-        let opened = Self::with_backend(Backend::new(file), path, options)?;
-        opened.check_version()?;
+        let backend = Backend::held(file).map_err(fail("read the state file"))?;
+        let opened = Self::with_backend(backend, path, options)?;
+        opened.check_version().inspect_err(|_| opened.seal())?;
         Ok(opened)
+    }
+
+    /// Lets through what opening the file changed in it.
+    pub(super) fn release(&self) -> Result<(), StorageError> {
+        self.backend.release().map_err(|source| StorageError::io(&self.path, "write the state file", source))
+    }
+
+    /// Closes the database, if nobody reads in it, and lets nothing reach the file any more.
+    pub(super) fn close(self) {
+        // A database with readers is not closed: the next start repairs it from its last checkpoint.
+        drop(Arc::try_unwrap(self.db));
+        self.backend.seal();
     }
 
     /// Makes an empty file beside `path`, to be filled and then [`StateFile::install`]ed.
@@ -80,9 +94,8 @@ impl StateFile {
 
     /// Gives a finished file its name, replacing the old one.
     pub(super) fn install(&self, disk: &dyn Disk) -> Result<(), StorageError> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
         disk.rename(&unfinished(&self.path), &self.path)
-            .and_then(|()| disk.sync_dir(dir))
+            .and_then(|()| disk.sync_dir(parent(&self.path)))
             .map_err(|source| StorageError::io(&self.path, "name the state file", source))
     }
 
@@ -90,7 +103,8 @@ impl StateFile {
         let db = Database::builder()
             .set_cache_size(options.cache_bytes)
             .create_with_backend(backend.clone())
-            .map_err(|error| fault(path, error.into()))?;
+            .map_err(|error| fault(path, error.into()))
+            .inspect_err(|_| backend.seal())?;
         Ok(Self { db: Arc::new(db), backend, path: path.to_path_buf() })
     }
 
@@ -169,12 +183,13 @@ impl StateFile {
         let txn = self.begin(Durability::None)?;
         self.with_tables(&txn, |history, tables, meta, _| {
             for row in rows {
-                history.insert(&row.rev.to_key(), row.encode().as_slice())?;
+                let key = row.rev.to_key();
+                history.insert(&key, sum(&key, row.encode()).as_slice())?;
             }
             for op in batches.iter().flat_map(|batch| &batch.tables) {
                 let key = table_key(op.table, &op.key);
                 match &op.value {
-                    Some(value) => tables.insert(key.as_slice(), &value[..]).map(drop)?,
+                    Some(value) => tables.insert(key.as_slice(), sum(&key, value.to_vec()).as_slice()).map(drop)?,
                     None => tables.remove(key.as_slice()).map(drop)?,
                 }
             }
@@ -198,10 +213,12 @@ impl StateFile {
         let txn = self.begin(Durability::None)?;
         self.with_tables(&txn, |in_history, in_tables, _, _| {
             for (rev, row) in history {
-                in_history.insert(&rev.to_key(), &row[..])?;
+                let key = rev.to_key();
+                in_history.insert(&key, sum(&key, row.to_vec()).as_slice())?;
             }
             for (table, key, value) in tables {
-                in_tables.insert(table_key(*table, key).as_slice(), &value[..])?;
+                let key = table_key(*table, key);
+                in_tables.insert(key.as_slice(), sum(&key, value.to_vec()).as_slice())?;
             }
             Ok(())
         })?;
@@ -219,7 +236,8 @@ impl StateFile {
         let mut rows = Vec::new();
         for row in local.iter().map_err(self.fault())? {
             let (name, value) = row.map_err(self.fault())?;
-            rows.push((name.value().to_owned(), Bytes::copy_from_slice(value.value())));
+            let (name, value) = (name.value(), self.verified(name.value().as_bytes(), value.value())?);
+            rows.push((name.to_owned(), Bytes::copy_from_slice(value)));
         }
         Ok(rows)
     }
@@ -229,7 +247,7 @@ impl StateFile {
         let txn = self.begin(Durability::None)?;
         self.with_tables(&txn, |_, _, _, local| {
             for (name, value) in rows {
-                local.insert(name.as_str(), &value[..])?;
+                local.insert(name.as_str(), sum(name.as_bytes(), value.to_vec()).as_slice())?;
             }
             Ok(())
         })?;
@@ -243,8 +261,8 @@ impl StateFile {
         let tables = txn.open_table(TABLES).map_err(self.fault())?;
         for row in tables.iter().map_err(self.fault())? {
             let (key, value) = row.map_err(self.fault())?;
+            let value = Bytes::copy_from_slice(self.verified(key.value(), value.value())?);
             let (table, key) = self.read_table_key(key.value())?;
-            let value = Bytes::copy_from_slice(value.value());
             restore.table_row(table, key, &value).map_err(|error| self.misfit(&error))?;
         }
         let history = txn.open_table(HISTORY).map_err(self.fault())?;
@@ -261,7 +279,8 @@ impl StateFile {
     pub(super) fn applied(&self, txn: &ReadTransaction) -> Result<Applied, StorageError> {
         let meta = txn.open_table(META).map_err(self.fault())?;
         let get = |name: &str| -> Result<Option<Vec<u8>>, StorageError> {
-            Ok(meta.get(name).map_err(self.fault())?.map(|value| value.value().to_vec()))
+            let value = meta.get(name).map_err(self.fault())?;
+            value.map(|value| self.verified(name.as_bytes(), value.value()).map(<[u8]>::to_vec)).transpose()
         };
         let bad = |what| StorageError::corrupt(&self.path, 0, what);
         let log_id = match get("applied")? {
@@ -277,7 +296,15 @@ impl StateFile {
 
     pub(super) fn read_row(&self, key: &[u8; 12], value: &[u8]) -> Result<Row, StorageError> {
         let rev = Rev::from_key(key).ok_or_else(|| StorageError::corrupt(&self.path, 0, "a malformed revision"))?;
-        Row::decode(rev, &Bytes::copy_from_slice(value)).map_err(|error| self.misfit(&error))
+        Row::decode(rev, &Bytes::copy_from_slice(self.verified(key, value)?)).map_err(|error| self.misfit(&error))
+    }
+
+    /// The value as it was written, without its checksum. redb verifies its pages only after a crash.
+    pub(super) fn verified<'a>(&self, key: &[u8], stored: &'a [u8]) -> Result<&'a [u8], StorageError> {
+        match stored.split_last_chunk() {
+            Some((value, crc)) if u32::from_le_bytes(*crc) == row_crc(key, value) => Ok(value),
+            _ => Err(StorageError::corrupt(&self.path, 0, "a row fails its checksum")),
+        }
     }
 
     pub(super) fn read_table_key<'a>(&self, key: &'a [u8]) -> Result<(Table, &'a [u8]), StorageError> {
@@ -342,12 +369,23 @@ fn fault(path: &Path, error: redb::Error) -> StorageError {
     }
 }
 
+fn row_crc(key: &[u8], value: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(key), value)
+}
+
+/// A value as it is stored: with the checksum of key and value behind it.
+fn sum(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let crc = row_crc(key, &value);
+    value.extend_from_slice(&crc.to_le_bytes());
+    value
+}
+
 fn put_applied(meta: &mut redb::Table<'_, &'static str, &'static [u8]>, applied: &Applied) -> Result<(), redb::StorageError> {
     if let Some(id) = applied.log_id {
-        meta.insert("applied", &id_bytes(id)[..])?;
+        meta.insert("applied", sum(b"applied", id_bytes(id).to_vec()).as_slice())?;
     }
     if let Some((id, content)) = &applied.membership {
-        meta.insert("membership", membership_bytes(*id, content).as_slice())?;
+        meta.insert("membership", sum(b"membership", membership_bytes(*id, content)).as_slice())?;
     }
     Ok(())
 }

@@ -101,11 +101,6 @@ fn after_a_power_cut_the_file_is_the_machine_at_an_index_not_before_the_last_che
             let start = applied.log_id.map_or(0, |id| id.index);
             assert_eq!(Some(&state.digest()), digests.get(&start), "seed {seed}, round {round}, index {start}");
             assert_eq!(applied.membership.map(|m| m.0), (start >= 7).then(|| Some(id(start / 7 * 7))));
-            let durable = Arc::new(AtomicU64::new(start));
-            let told = durable.clone();
-            store.on_checkpoint(Arc::new(move |applied| {
-                told.fetch_max(applied.log_id.map_or(0, |id| id.index), Ordering::SeqCst);
-            }));
             if random.below(3) == 0 {
                 disk.cut_power_after(random.below(80));
             }
@@ -122,7 +117,7 @@ fn after_a_power_cut_the_file_is_the_machine_at_an_index_not_before_the_last_che
             }
             let after = disk.crash(random.next());
             let _ = store.close();
-            let known = durable.load(Ordering::SeqCst);
+            let known = store.durable().map_or(0, |id| id.index);
             disk = after;
             let found = open(&disk);
             let index = found.applied.log_id.map_or(0, |id| id.index);
@@ -408,4 +403,143 @@ fn write_the_snapshot_fixture() {
     let snap = Path::new("/d/snap");
     store.export(snap).expect("an export");
     crate::fixture::write("snapshot-v1.hex", &disk.read_file(snap).expect("the snapshot"));
+}
+
+#[test]
+fn a_state_file_whose_name_was_never_made_durable_is_not_trusted_after_a_restart() {
+    for operations in 0..24 {
+        for seed in 0..8 {
+            let disk = new_disk(seed);
+            disk.cut_power_after(operations);
+            let first = Store::open(Arc::new(disk.clone()), path(), quiet());
+            let restarted = disk.kill(seed);
+            drop(first);
+            let Opened { store, mut state, .. } = open(&restarted);
+            puts(&store, &mut state, 1);
+            store.checkpoint().expect("a checkpoint");
+            let after = restarted.crash(seed);
+            assert_eq!(open(&after).applied.log_id, Some(id(1)), "{operations} operations, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_state_file_that_is_refused_is_left_as_it_was() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 20);
+    store.checkpoint().expect("a checkpoint");
+    let unclean = disk.image(1);
+    store.close().expect("closed");
+    for disk in [disk, unclean] {
+        let before = disk.read_file(path()).expect("the file");
+        let refuse = |found: &Found| {
+            assert_eq!(found.applied.log_id, Some(id(20)));
+            Err(StorageError::missing(path(), "refused"))
+        };
+        let refused = Store::open_if(Arc::new(disk.clone()), path(), quiet(), refuse);
+        assert!(matches!(refused.err(), Some(StorageError::Missing { .. })));
+        assert!(disk.read_file(path()).expect("the file") == before, "not a byte was changed");
+        open(&disk).store.close().expect("closed");
+    }
+}
+
+#[test]
+fn nothing_reaches_the_file_after_a_close_even_with_a_reader_in_it() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 20);
+    let reader = store.file().expect("the file");
+    store.close().expect("closed");
+    let before = disk.read_file(path()).expect("the file");
+    drop(reader);
+    assert!(disk.read_file(path()).expect("the file") == before, "the reader was the last to let go, and wrote");
+    assert_eq!(open(&disk).applied.log_id, Some(id(20)));
+}
+
+#[test]
+fn a_checkpoint_is_made_while_there_is_always_more_to_move() {
+    let options = StoreOptions { commit_rows_max: 1, checkpoint_bytes: 1_000, ..quiet() };
+    let Opened { store, mut state, .. } = Store::open(Arc::new(new_disk(1)), path(), options).expect("opens");
+    puts(&store, &mut state, 2_000);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while store.durable().is_none() {
+        assert!(store.tail_bytes() > 0 && std::time::Instant::now() < deadline, "no checkpoint before the tail was empty");
+        std::thread::yield_now();
+    }
+    assert!(store.tail_bytes() > 0, "it was made in between");
+}
+
+#[test]
+fn an_export_covers_just_what_is_durable() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 20);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                puts(&store, &mut state, 1);
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        for round in 0..40 {
+            let info = store.export(&Path::new("/d").join(round.to_string())).expect("an export");
+            // Checkpoints are made on request only, so this is the one of the export.
+            assert_eq!(info.applied.log_id, store.durable(), "round {round}");
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn a_prepared_snapshot_changes_nothing_until_it_is_installed_and_leaves_nothing_when_dropped() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    puts(&store, &mut state, 10);
+    let snap = Path::new("/d/snap");
+    store.export(snap).expect("an export");
+    puts(&store, &mut state, 10);
+    let prepared = store.prepare(snap).expect("prepared");
+    assert_eq!(prepared.applied().log_id, Some(id(10)));
+    assert!(store.prepare(snap).is_err(), "one at a time");
+    puts(&store, &mut state, 10);
+    assert_eq!(store.checkpoint().expect("a checkpoint").log_id, Some(id(30)), "the store goes on");
+    drop(prepared);
+    assert!(!disk.exists(&file::unfinished(path())).expect("a look"));
+    let (restored, _) = store.import(snap).expect("again");
+    assert_eq!(restored.applied_index(), 10);
+}
+
+#[test]
+fn a_flipped_byte_of_a_row_is_reported_and_changes_nothing() {
+    let disk = new_disk(1);
+    let Opened { store, mut state, .. } = open(&disk);
+    for index in 1..=5 {
+        step(&store, &mut state, index, &put(b"key", &[0xc0 + index as u8; 300]));
+    }
+    store.local_put("node", Bytes::from(vec![0xee; 300])).expect("a local row");
+    store.close().expect("closed");
+    let whole = disk.read_file(path()).expect("the file");
+    let mut reported = [0; 2];
+    for at in (0..whole.len()).filter(|at| (0xc1..=0xc5).contains(&whole[*at]) || whole[*at] == 0xee) {
+        let in_run = at + 100 < whole.len() && whole[at..at + 100].iter().all(|byte| *byte == whole[at]);
+        if !in_run || at % 37 != 0 {
+            continue;
+        }
+        let image = disk.image(1);
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        image.write_file(path(), &changed);
+        match Store::open(Arc::new(image.clone()), path(), quiet()) {
+            // A page that is no longer in use.
+            Ok(opened) => assert_eq!(opened.state.digest(), state.digest(), "byte {at}"),
+            Err(StorageError::Corrupt { .. }) => {
+                assert!(image.read_file(path()).expect("the file") == changed, "byte {at}: the file was changed");
+                reported[usize::from(whole[at] == 0xee)] += 1;
+            }
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    assert!(reported.iter().all(|count| *count > 3), "history, local rows: {reported:?}");
 }

@@ -1,60 +1,112 @@
 //! The state file's content to a snapshot file and back.
 //!
-//! **Invariant:** import touches nothing but a file beside the state file, until that is whole, verified and durable.
+//! **Invariant:** a snapshot touches nothing but a file beside the state file, until that is whole, verified and durable.
 
-use super::file::{HISTORY, StateFile, TABLES};
-use super::{Applied, StoreOptions};
+use super::file::{HISTORY, StateFile, TABLES, unfinished};
+use super::{Applied, INSTALLED, Shared, id_bytes};
 use crate::StorageError;
 use crate::disk::Disk;
 use crate::snapshot::{SnapshotInfo, SnapshotPart, SnapshotReader, SnapshotWriter};
+use bytes::Bytes;
 use kvasir_machine::{Rev, State};
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{ReadTransaction, ReadableTable};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-/// Writes the file's content, as of one read transaction, to a snapshot.
-pub(super) fn export(disk: &dyn Disk, file: &StateFile, path: &Path) -> Result<SnapshotInfo, StorageError> {
-    let txn = file.db.begin_read().map_err(file.fault())?;
-    let applied = file.applied(&txn)?;
+/// Writes the file's content, as of a read transaction, to a snapshot.
+pub(super) fn export(
+    disk: &dyn Disk,
+    file: &StateFile,
+    txn: &ReadTransaction,
+    path: &Path,
+) -> Result<SnapshotInfo, StorageError> {
+    let applied = file.applied(txn)?;
     let mut writer = SnapshotWriter::create(disk, path, &applied)?;
     let tables = txn.open_table(TABLES).map_err(file.fault())?;
     for row in tables.iter().map_err(file.fault())? {
         let (key, value) = row.map_err(file.fault())?;
+        let value = file.verified(key.value(), value.value())?;
         let (table, key) = file.read_table_key(key.value())?;
-        writer.table_row(table, key, value.value())?;
+        writer.table_row(table, key, value)?;
     }
     let history = txn.open_table(HISTORY).map_err(file.fault())?;
     for row in history.iter().map_err(file.fault())? {
         let (key, value) = row.map_err(file.fault())?;
         let rev = Rev::from_key(key.value()).ok_or_else(|| StorageError::corrupt(&file.path, 0, "a malformed revision"))?;
-        writer.history_row(rev, value.value())?;
+        writer.history_row(rev, file.verified(key.value(), value.value())?)?;
     }
     writer.finish()
 }
 
-/// Builds a fresh, durable state file from a snapshot, with the node's own rows of the old one; does not give it its name.
-pub(super) fn import(
-    disk: &dyn Disk,
-    old: &StateFile,
-    path: &Path,
-    options: &StoreOptions,
-) -> Result<(StateFile, State, Applied), StorageError> {
-    let mut reader = SnapshotReader::open(disk, path)?;
-    let applied: Applied = reader.applied().clone();
-    let fresh = StateFile::create(disk, &old.path, options)?;
-    let filled = fill(&mut reader, &fresh).and_then(|()| {
-        fresh.put_local(&old.local_rows()?)?;
-        fresh.make_durable(&applied)?;
+/// A received snapshot as a state file beside the one in use: whole, verified, read by the machine, durable; without its name.
+/// Dropped without [`Store::install`](super::Store::install), it is gone.
+pub struct Prepared {
+    shared: Arc<Shared>,
+    fresh: Option<StateFile>,
+    state: Option<State>,
+    applied: Applied,
+}
+
+impl Prepared {
+    /// Builds the state file of a snapshot.
+    pub(super) fn build(shared: Arc<Shared>, path: &Path) -> Result<Self, StorageError> {
+        if shared.preparing.swap(true, Ordering::SeqCst) {
+            let source = std::io::Error::new(std::io::ErrorKind::ResourceBusy, "another snapshot is being received");
+            return Err(StorageError::io(path, "receive the snapshot", source));
+        }
+        // From here on dropping it cleans up.
+        let mut prepared = Self { shared, fresh: None, state: None, applied: Applied::default() };
+        let shared = &prepared.shared;
+        let mut reader = SnapshotReader::open(&*shared.disk, path)?;
+        prepared.applied = reader.applied().clone();
+        let fresh = prepared.fresh.insert(StateFile::create(&*shared.disk, &shared.path, &shared.options)?);
+        fill(&mut reader, fresh)?;
+        fresh.make_durable(&prepared.applied)?;
         // Bytes that verify can still make no sense to the machine; that, too, must be known before the old file goes.
-        fresh.restore().map_err(|error| match error {
+        let (state, applied) = fresh.restore().map_err(|error| match error {
             StorageError::Corrupt { what, .. } => StorageError::BadSnapshot { path: path.to_path_buf(), offset: 0, what },
             other => other,
-        })
-    });
-    if filled.is_err() {
-        fresh.seal();
+        })?;
+        (prepared.state, prepared.applied) = (Some(state), applied);
+        Ok(prepared)
     }
-    let (state, applied) = filled?;
-    Ok((fresh, state, applied))
+
+    /// What the snapshot covers.
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    pub(super) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
+    pub(super) fn take_state(&mut self) -> Option<State> {
+        self.state.take()
+    }
+
+    /// Gives the file the node's own rows of the old one, and its name.
+    pub(super) fn put_in_place(&mut self, old: &StateFile) -> Result<(StateFile, Applied), StorageError> {
+        let fresh = self.fresh.as_ref().ok_or(StorageError::Closed)?;
+        fresh.put_local(&old.local_rows()?)?;
+        let installed = self.applied.log_id.map(|id| (INSTALLED.to_owned(), Bytes::copy_from_slice(&id_bytes(id))));
+        fresh.put_local(installed.as_slice())?;
+        fresh.make_durable(&self.applied)?;
+        fresh.install(&*self.shared.disk)?;
+        Ok((self.fresh.take().ok_or(StorageError::Closed)?, self.applied.clone()))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(fresh) = self.fresh.take() {
+            fresh.seal();
+            if let Err(error) = self.shared.disk.remove(&unfinished(&self.shared.path)) {
+                tracing::debug!(%error, "an unused snapshot's state file is left until the next start");
+            }
+        }
+        self.shared.preparing.store(false, Ordering::SeqCst);
+    }
 }
 
 fn fill(reader: &mut SnapshotReader, fresh: &StateFile) -> Result<(), StorageError> {

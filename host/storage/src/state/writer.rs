@@ -4,11 +4,12 @@
 //! durable checkpoint, and the log has the rest.
 
 use super::file::StateFile;
-use super::{Answer, Applied, Job, Shared, transfer};
+use super::transfer::Prepared;
+use super::{Answer, Applied, Job, Shared};
 use crate::StorageError;
-use kvasir_machine::State;
-use std::path::Path;
+use redb::ReadableDatabase;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 pub(super) struct Writer {
@@ -57,7 +58,10 @@ impl Writer {
                 break;
             }
         }
-        *self.shared.file.write() = None;
+        // Whoever closes the store may let go of the folder next: nothing is written after that.
+        if let Some(file) = self.shared.file.write().take() {
+            file.close();
+        }
         let mut inner = self.shared.inner.lock();
         inner.closing = true;
         let jobs = std::mem::take(&mut inner.jobs);
@@ -77,16 +81,17 @@ impl Writer {
                 return Task::Close;
             }
             let now = Instant::now();
+            // Before the moves: under load there is always something to move.
+            let checkpoint = self.dirty_since.map(|since| since + options.checkpoint_interval);
+            if checkpoint.is_some_and(|due| due <= now) || self.dirty_bytes >= options.checkpoint_bytes {
+                return Task::Checkpoint;
+            }
             let moving = (!inner.tail.is_empty()).then(|| *self.waiting_since.get_or_insert(now) + options.commit_linger);
             if inner.tail.deletes_due()
                 || inner.tail.row_count() >= options.commit_rows_max
                 || moving.is_some_and(|due| due <= now)
             {
                 return Task::Move;
-            }
-            let checkpoint = self.dirty_since.map(|since| since + options.checkpoint_interval);
-            if checkpoint.is_some_and(|due| due <= now) || self.dirty_bytes >= options.checkpoint_bytes {
-                return Task::Checkpoint;
             }
             match [moving, checkpoint].into_iter().flatten().min() {
                 Some(due) => drop(self.shared.work.wait_until(&mut inner, due)),
@@ -117,6 +122,7 @@ impl Writer {
         self.dirty_bytes += slice.bytes as u64;
         let mut inner = self.shared.inner.lock();
         inner.tail.settle(&slice);
+        self.shared.tail_bytes.store(inner.tail.bytes(), Ordering::Relaxed);
         self.waiting_since = (!inner.tail.is_empty()).then(Instant::now);
         Ok(true)
     }
@@ -147,9 +153,6 @@ impl Writer {
         self.dirty_bytes = 0;
         let mut inner = self.shared.inner.lock();
         inner.durable = self.applied.clone();
-        let handlers = inner.on_checkpoint.clone();
-        drop(inner);
-        handlers.iter().for_each(|handler| handler(&self.applied));
     }
 
     fn run_job(&mut self, job: Job) -> Result<(), StorageError> {
@@ -163,30 +166,39 @@ impl Writer {
                 let result = result.and_then(|()| self.checkpoint());
                 respond(&answer, result, |()| ())
             }
-            Job::Import(path, answer) => {
-                let result = self.import(&path);
-                // A bad snapshot is the sender's fault: the old file is in place and in use.
-                if let Err(error @ StorageError::BadSnapshot { .. }) = result {
-                    let _ = answer.send(Err(error));
-                    return Ok(());
-                }
-                respond(&answer, result, |restored| restored)
+            Job::View(answer) => {
+                let result = self.move_all().and_then(|()| self.checkpoint()).and_then(|()| {
+                    // Begun here, so that nothing that is not durable yet is in it.
+                    let file = self.file()?;
+                    let txn = file.db.begin_read().map_err(file.fault())?;
+                    Ok((file, txn))
+                });
+                respond(&answer, result, |view| view)
+            }
+            Job::Install(mut prepared, answer) => {
+                let result = self.install(&mut prepared);
+                respond(&answer, result, |applied| (prepared, applied))
             }
         }
     }
 
-    fn import(&mut self, path: &Path) -> Result<(State, Applied), StorageError> {
+    fn install(&mut self, prepared: &mut Prepared) -> Result<Applied, StorageError> {
         let old = self.file()?;
-        let (fresh, state, applied) = transfer::import(&*self.shared.disk, &old, path, &self.shared.options)?;
-        fresh.install(&*self.shared.disk)?;
-        *self.shared.file.write() = Some(fresh);
+        let (fresh, applied) = prepared.put_in_place(&old)?;
+        // Readers look at the tail first: what it held must not be seen over the new file.
+        let mut file = self.shared.file.write();
+        let mut inner = self.shared.inner.lock();
+        inner.tail.clear();
+        self.shared.tail_bytes.store(0, Ordering::Relaxed);
+        drop(inner);
+        *file = Some(fresh);
+        drop(file);
         // Its name is gone; what it would still write concerns nobody.
         old.seal();
-        self.shared.inner.lock().tail.clear();
         self.applied = applied.clone();
         self.waiting_since = None;
         self.announce();
-        Ok((state, applied))
+        Ok(applied)
     }
 
     fn fail(&self, error: &StorageError) {
@@ -219,7 +231,8 @@ impl Job {
     fn refuse(self, error: StorageError) {
         match self {
             Self::Checkpoint(answer) => drop(answer.send(Err(error))),
-            Self::Import(_, answer) => drop(answer.send(Err(error))),
+            Self::View(answer) => drop(answer.send(Err(error))),
+            Self::Install(_, answer) => drop(answer.send(Err(error))),
             Self::PutLocal(_, _, answer) => drop(answer.send(Err(error))),
         }
     }

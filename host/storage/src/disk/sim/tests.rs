@@ -123,3 +123,17 @@ fn a_killed_process_leaves_what_it_wrote_and_a_power_cut_afterwards_can_still_ta
     }
     assert!(kept && lost);
 }
+
+#[test]
+fn a_failed_change_of_a_name_changes_nothing() {
+    let disk = disk();
+    disk.write_file(&path("a"), b"x");
+    let file = disk.open(&path("a")).expect("the file");
+    disk.set_faults(FaultPlan { name_nth: Some((1, Fault::Enospc)), ..FaultPlan::default() });
+    assert!(
+        disk.create(&path("b")).is_err() && disk.rename(&path("a"), &path("c")).is_err() && disk.remove(&path("a")).is_err()
+    );
+    assert!(disk.create_dir_all(&path("d")).is_err() && disk.sync_dir(Path::new("/d")).is_err() && file.set_len(9).is_err());
+    assert_eq!(disk.list(Path::new("/d")).expect("a listing"), ["a"]);
+    assert_eq!(disk.read_file(&path("a")).expect("the file"), b"x");
+}
