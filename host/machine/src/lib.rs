@@ -58,4 +58,4 @@ pub use restore::Restore;
 pub use rev::{DEFAULT_TENANT, Rev};
 pub use row::Row;
 pub use state::State;
-pub use table::{DeadLetterRecord, Table, blob_chunk_key, read_dead_letter_key};
+pub use table::{DeadLetterRecord, Table, blob_chunk_key, dead_letter_key, read_dead_letter_key};

@@ -142,7 +142,7 @@ pub(crate) fn trigger_key(plugin: &str, trigger: &str, partition: u32) -> Vec<u8
 }
 
 /// Key of a dead letter's row.
-pub(crate) fn dead_letter_key(plugin: &str, trigger: &str, partition: u32, at: Rev) -> Vec<u8> {
+pub fn dead_letter_key(plugin: &str, trigger: &str, partition: u32, at: Rev) -> Vec<u8> {
     let mut key = trigger_key(plugin, trigger, partition);
     key.extend_from_slice(&at.to_key());
     key

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{Command, Stamp};
 use kvasir_api::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
-use kvasir_machine::{COMMAND_VERSION, Effects, Rev};
+use kvasir_machine::{COMMAND_VERSION, Effects, EntryId, Rev};
 
 use super::*;
 
@@ -37,7 +37,8 @@ impl Machine {
         let stamp = Some(Stamp { cluster_ms: 1, wall_ms: 1 });
         let command = Command { version: COMMAND_VERSION, tenant: 0, origin: None, stamp, body: Some(body) };
         let mut effects = Effects::default();
-        self.state.apply(self.index, 1, &command, &mut effects);
+        let entry = EntryId { index: self.index, term: 1, leader: 1 };
+        self.state.apply(entry, &command, false, &mut effects);
         for change in effects.changes {
             self.values.insert(change.row.rev, change.row.value.clone());
         }

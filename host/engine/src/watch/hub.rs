@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvasir_api::etcdserverpb::{ResponseHeader, WatchResponse};
 use kvasir_api::limits::{
-    HISTORY_READ_BYTES_MAX, WATCH_DISPATCH_BYTES_MAX, WATCH_DISPATCH_EVENTS_MAX, WATCH_HISTORY_READS_MAX, WATCH_MEET_BYTES_MAX,
-    WATCH_MEET_EVENTS_MAX, WATCH_QUEUES_BYTES_MAX,
+    WATCH_DISPATCH_BYTES_MAX, WATCH_DISPATCH_EVENTS_MAX, WATCH_HISTORY_READS_MAX, WATCH_MEET_BYTES_MAX, WATCH_MEET_EVENTS_MAX,
+    WATCH_QUEUES_BYTES_MAX,
 };
 use kvasir_consensus::Consensus;
 use kvasir_machine::{Change, Rev};

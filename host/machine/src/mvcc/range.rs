@@ -67,7 +67,7 @@ impl State {
     ///
     /// # Errors
     /// It is compacted, or not there yet.
-    pub(crate) fn check_revision(&self, revision: i64) -> Result<(), Error> {
+    pub fn check_revision(&self, revision: i64) -> Result<(), Error> {
         match u64::try_from(revision) {
             Ok(revision) if revision > self.revision() => Err(Error::FutureRevision),
             Ok(revision) if revision > 0 && revision < self.compact_revision() => Err(Error::Compacted),
