@@ -21,7 +21,7 @@ use kvasir_storage::folder::DataFolder;
 use kvasir_storage::log::{Log, LogOptions, LogState};
 use kvasir_storage::state::{Opened, Store, StoreOptions};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::ClientWriteError;
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
@@ -36,8 +36,9 @@ use crate::kinds::{Kinds, Waiter};
 use crate::log::LogStore;
 use crate::machine::{Machine, Shared, applied_from};
 use crate::membership::Member;
-use crate::network::Peers;
+
 use crate::options::{ConsensusOptions, StartError};
+use crate::peer::{Alone, Peers};
 use crate::proposed::Proposed;
 use crate::publish::Publish;
 use crate::read::Reads;
@@ -184,17 +185,25 @@ impl Consensus {
             tail_bytes_max: limits::TAIL_BYTES_MAX,
         });
         let log_store = LogStore::new(log.clone(), fatal);
+        let network = options.peers.as_ref().map_or_else(|| Arc::new(Alone) as _, |peers| Arc::clone(&peers.network));
         let machine = Machine { shared: Arc::clone(&shared), publish };
-        let raft = Raft::new(identity.node_id, config, Peers, log_store, machine)
+        let raft = Raft::new(identity.node_id, config, Peers::new(network), log_store, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        if let Some(peers) = &options.peers {
+            peers.door.serve(raft.clone(), Arc::clone(&shared));
+        }
         let reads = Reads::start(raft.clone(), shared.applied_index.subscribe());
         let stop = CancellationToken::new();
         tokio::spawn(follow(raft.clone(), Arc::clone(&shared), stop.clone()));
         let keep = checkpoint::Keep { entries: options.log_keep_entries, bytes: options.log_keep_bytes };
         let interval = options.store.checkpoint_interval;
         tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), keep, interval, stop.clone()));
-        boot(&raft, identity.node_id, &options.member).await?;
+        let members = match &options.peers {
+            Some(peers) => peers.members.clone(),
+            None => BTreeMap::from([(identity.node_id, options.member.clone())]),
+        };
+        boot(&raft, identity.node_id, members).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 identity,
@@ -467,11 +476,15 @@ impl Consensus {
 }
 
 /// Makes the single voter a cluster, or stands for election at once: there is nobody to wait for.
-async fn boot(raft: &Raft, node_id: u64, member: &Member) -> Result<(), StartError> {
+async fn boot(raft: &Raft, node_id: u64, members: BTreeMap<u64, Member>) -> Result<(), StartError> {
     let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     if !raft.is_initialized().await.map_err(|error| failed(&error))? {
-        let members = BTreeMap::from([(node_id, member.clone())]);
-        return raft.initialize(members).await.map_err(|error| failed(&error));
+        return match raft.initialize(members).await {
+            Ok(()) => Ok(()),
+            // Another member was faster, and its vote or its log is here already: it is the same membership.
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(failed(&error)),
+        };
     }
     let alone = raft.voter_ids().eq([node_id]);
     if alone {

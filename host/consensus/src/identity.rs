@@ -48,6 +48,16 @@ fn hash(parts: &[&str]) -> u64 {
     u64::from_le_bytes(first).max(1)
 }
 
+/// The id that a static bootstrap gives to the member of this name.
+pub fn node_id(cluster_token: &str, name: &str) -> u64 {
+    hash(&["node", cluster_token, name])
+}
+
+/// The id of the cluster that is bootstrapped with this token.
+pub fn cluster_id(cluster_token: &str) -> u64 {
+    hash(&["cluster", cluster_token])
+}
+
 /// Reads the identity, or makes and writes it. Blocking.
 ///
 /// # Errors
@@ -58,7 +68,7 @@ pub(crate) fn load_or_create(store: &Store, token: &str, name: &str) -> Result<I
             StartError::Identity("the state file's row of this node's identity is damaged; restore a backup".to_owned())
         });
     }
-    let identity = Identity { node_id: hash(&["node", token, name]), cluster_id: hash(&["cluster", token]) };
+    let identity = Identity { node_id: node_id(token, name), cluster_id: cluster_id(token) };
     store.local_put(ROW, identity.encode())?;
     Ok(identity)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Consensus::start`] opens the data folder, replays, elects and hands out the running node; [`Consensus::propose`] takes a
 //! command to its reply, [`Consensus::read_index`] makes a read linearizable, [`Publish`] tells the layer above what was applied.
-//! How the parts meet openraft: `log` is its log storage, `machine` its state machine, `network` its peers, `kinds` its types.
+//! How the parts meet openraft: `log` is its log storage, `machine` its state machine, `peer` its way to the other members, `kinds` its types.
 //!
 //! **Invariant:** this crate alone imports openraft, and nothing of openraft appears in its interface.
 
@@ -16,8 +16,8 @@ mod kinds;
 mod log;
 mod machine;
 mod membership;
-mod network;
 mod options;
+mod peer;
 mod proposed;
 mod publish;
 mod read;
@@ -27,10 +27,14 @@ mod status;
 
 pub use clock::{Clock, WallClock};
 pub use consensus::Consensus;
+pub use identity::{cluster_id, node_id};
 pub use membership::Member;
-pub use options::{ConsensusOptions, StartError};
+pub use options::{ConsensusOptions, PeerOptions, StartError};
+pub use peer::PeerDoor;
 pub use publish::{Publish, Published};
 pub use status::Status;
 
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod tests;

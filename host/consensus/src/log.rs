@@ -83,7 +83,7 @@ impl LogStore {
     }
 }
 
-fn entry_from(entry: LogEntry) -> io::Result<Entry> {
+pub(crate) fn entry_from(entry: LogEntry) -> io::Result<Entry> {
     let payload = match entry.kind {
         EntryKind::Blank => Payload::Blank,
         EntryKind::Command => Payload::Normal(Proposed::from_bytes(entry.payload)),
@@ -92,7 +92,7 @@ fn entry_from(entry: LogEntry) -> io::Result<Entry> {
     Ok(Entry::new(log_id_from(entry.id), payload))
 }
 
-fn entry_into(entry: &Entry) -> LogEntry {
+pub(crate) fn entry_into(entry: &Entry) -> LogEntry {
     let (kind, payload) = match &entry.payload {
         Payload::Blank => (EntryKind::Blank, Bytes::new()),
         Payload::Normal(proposed) => (EntryKind::Command, proposed.bytes().clone()),

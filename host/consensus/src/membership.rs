@@ -19,6 +19,16 @@ pub struct Member {
     pub client_urls: Vec<String>,
 }
 
+impl Member {
+    /// Where its peer URLs lead, `host:port`.
+    pub fn peer_addresses(&self) -> Vec<String> {
+        self.peer_urls
+            .iter()
+            .map(|url| url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).trim_end_matches('/').to_owned())
+            .collect()
+    }
+}
+
 impl std::fmt::Display for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)

@@ -8,9 +8,11 @@ use kvasir_storage::StorageError;
 use kvasir_storage::disk::Disk;
 use kvasir_storage::log::LogOptions;
 use kvasir_storage::state::StoreOptions;
+use kvasir_transport::Network;
 
 use crate::clock::WallClock;
 use crate::membership::Member;
+use crate::peer::PeerDoor;
 
 /// How consensus is started.
 #[derive(Clone)]
@@ -37,8 +39,21 @@ pub struct ConsensusOptions {
     pub log: LogOptions,
     /// How the state file is kept; its fatal handler is set here.
     pub store: StoreOptions,
+    /// The way to the other members; `None` for a node that is alone and stays so.
+    pub peers: Option<PeerOptions>,
     /// Wall time for stamps; `None` is the system's.
     pub wall_clock: Option<WallClock>,
+}
+
+/// How other members are reached, and let in.
+#[derive(Clone)]
+pub struct PeerOptions {
+    /// The way to them.
+    pub network: Arc<dyn Network>,
+    /// Where the streams that they open arrive.
+    pub door: Arc<PeerDoor>,
+    /// The members at bootstrap, by id, this one among them; the same on each of them.
+    pub members: std::collections::BTreeMap<u64, Member>,
 }
 
 impl ConsensusOptions {
@@ -56,6 +71,7 @@ impl ConsensusOptions {
             log_keep_bytes: limits::LOG_KEEP_BYTES,
             log: LogOptions::default(),
             store: StoreOptions::default(),
+            peers: None,
             wall_clock: None,
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvasir_storage::StorageError;
-use kvasir_storage::disk::Disk;
+use kvasir_storage::disk::{Disk, DiskFile};
 use kvasir_storage::state::{Prepared, Store};
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
 
@@ -55,12 +55,87 @@ impl Snapshots {
     }
 }
 
+impl Snapshots {
+    /// A file for a snapshot of `length` bytes that is about to come. Blocking.
+    ///
+    /// # Errors
+    /// `StorageFull` when there is no room for it and the state file that is made of it; whatever the disk says.
+    pub(crate) fn receive(&self, length: u64) -> io::Result<Incoming> {
+        if self.disk.free_bytes(&self.dir)? / 3 < length {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, format!("no room for a snapshot of {length} bytes")));
+        }
+        let number = self.exported.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("{number}.part"));
+        let file = self.disk.create(&path)?;
+        Ok(Incoming { disk: Arc::clone(&self.disk), path, file, length, written: 0 })
+    }
+}
+
+/// A snapshot that is being received. Dropped, it is removed.
+pub(crate) struct Incoming {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    length: u64,
+    written: u64,
+}
+
+impl Incoming {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes that are still to come.
+    pub(crate) fn missing(&self) -> u64 {
+        self.length - self.written
+    }
+
+    /// The next bytes. Blocking.
+    ///
+    /// # Errors
+    /// `InvalidData` for more than were announced; whatever the disk says.
+    pub(crate) fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        if piece.is_empty() || piece.len() as u64 > self.missing() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a snapshot of another length than was announced"));
+        }
+        self.file.write_at(self.written, piece)?;
+        self.written += piece.len() as u64;
+        Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Err(error) = self.disk.remove(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a received snapshot is left until the next start");
+        }
+    }
+}
+
 /// An exported snapshot. Dropped, it is removed.
 pub(crate) struct SnapshotFile {
     disk: Arc<dyn Disk>,
     pub(crate) path: PathBuf,
     /// What the file covers: what its receiver is to be told, whatever was announced before the export.
     pub(crate) meta: SnapshotMeta,
+}
+
+impl SnapshotFile {
+    /// The file's length. Blocking, but short.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
+        self.disk.open(&self.path)?.len()
+    }
+
+    /// Fills `out` from `offset`. Blocking.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.open(&self.path)?.read_at(offset, out)
+    }
 }
 
 impl Drop for SnapshotFile {
@@ -93,7 +168,6 @@ impl SnapshotData {
     ///
     /// # Errors
     /// `InvalidData` for a file that is not a whole snapshot of a version this program reads; whatever the disk says.
-    #[allow(dead_code, reason = "what a transport calls once there is one")]
     pub(crate) fn of_file(store: &Store, path: &Path) -> io::Result<(SnapshotMeta, Self)> {
         let prepared = store.prepare(path)?;
         let (log_id, membership) = applied_from(prepared.applied())?;
@@ -104,7 +178,6 @@ impl SnapshotData {
     ///
     /// # Errors
     /// As [`Snapshots::export`].
-    #[allow(dead_code, reason = "what a transport calls once there is one")]
     pub(crate) fn file(&self) -> io::Result<Option<SnapshotFile>> {
         match &self.source {
             Source::Own(snapshots) => snapshots.export().map(Some),

@@ -6,16 +6,27 @@ use super::Problem;
 use crate::workspace::Package;
 
 /// The host's crates, from the ground up; each may use those before it.
-const LAYERS: [&str; 7] =
-    ["kvasir-api", "kvasir-machine", "kvasir-storage", "kvasir-consensus", "kvasir-engine", "kvasir-plugins", "kvasir-node"];
+const LAYERS: [&str; 8] = [
+    "kvasir-api",
+    "kvasir-machine",
+    "kvasir-storage",
+    "kvasir-transport",
+    "kvasir-consensus",
+    "kvasir-engine",
+    "kvasir-plugins",
+    "kvasir-node",
+];
 
 /// What host and guests agree on; it knows neither, and both may use it.
 const CONTRACT: &str = "kvasir-manifest";
 
 /// Each engine underneath, and the one crate that may import it.
-const IMPORTERS: [(&str, &str); 5] = [
+const IMPORTERS: [(&str, &str); 8] = [
     ("openraft", "kvasir-consensus"),
     ("redb", "kvasir-storage"),
+    ("quinn", "kvasir-transport"),
+    ("rustls", "kvasir-transport"),
+    ("rcgen", "kvasir-transport"),
     ("wasmtime", "kvasir-plugins"),
     ("wasmtime-wasi", "kvasir-plugins"),
     ("quinn", "kvasir-transport"),

@@ -36,7 +36,8 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
-    pub(super) fn code(self) -> u8 {
+    /// The byte that stands for it, on disk and between nodes.
+    pub fn code(self) -> u8 {
         match self {
             Self::Blank => 0,
             Self::Command => 1,
@@ -44,7 +45,8 @@ impl EntryKind {
         }
     }
 
-    pub(super) fn from_code(code: u8) -> Option<Self> {
+    /// The kind that a byte stands for.
+    pub fn from_code(code: u8) -> Option<Self> {
         match code {
             0 => Some(Self::Blank),
             1 => Some(Self::Command),

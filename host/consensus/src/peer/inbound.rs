@@ -1,0 +1,160 @@
+//! Raft's requests from the other members.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::FutureExt;
+use kvasir_transport::{Accept, BoxFuture, Class, FrameSource, Stream};
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
+use prost::Message;
+
+use super::wire::{Ask, AskAnswer, AskKind, decode_append, encode_appended, invalid, message};
+use crate::kinds::{Kinds, Vote};
+use crate::machine::{Machine, Shared};
+
+type Raft = openraft::Raft<Kinds, Machine>;
+
+/// Answers put into one write.
+const ANSWERS_MAX: usize = 64;
+
+/// Takes the streams that members open, once raft runs; before, they are dropped, and opened again by the other end.
+#[derive(Default)]
+pub struct PeerDoor {
+    running: OnceLock<(Raft, Arc<Shared>)>,
+}
+
+impl std::fmt::Debug for PeerDoor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerDoor").finish_non_exhaustive()
+    }
+}
+
+impl PeerDoor {
+    /// Raft runs now.
+    pub(crate) fn serve(&self, raft: Raft, shared: Arc<Shared>) {
+        // A node starts raft once.
+        let _ = self.running.set((raft, shared));
+    }
+}
+
+impl Accept for PeerDoor {
+    fn admits(&self, node: u64) -> Result<(), String> {
+        let Some((_, shared)) = self.running.get() else { return Ok(()) };
+        let applied = shared.applied.lock();
+        let membership = applied.1.membership();
+        // Before the first membership is applied, the cluster's authority alone says who belongs to it.
+        if membership.nodes().next().is_none() || membership.get_node(&node).is_some() {
+            Ok(())
+        } else {
+            Err(format!("node {node:016x} is not a member of this cluster"))
+        }
+    }
+
+    fn accept(&self, from: u64, class: Class, stream: Stream) {
+        let Some((raft, shared)) = self.running.get().cloned() else { return };
+        tokio::spawn(async move {
+            let served = match class {
+                Class::Append | Class::Heartbeat => appends(raft, from, stream).await,
+                Class::Vote => question(raft, from, stream).await,
+                Class::Snapshot => super::snapshot::receive(&raft, &shared, from, stream).await,
+                Class::Forward | Class::Read | Class::Control => {
+                    Err(invalid(format!("this kvasir serves no streams of class {class:?}")))
+                }
+            };
+            if let Err(error) = served {
+                tracing::warn!(from = format_args!("{from:016x}"), ?class, %error, "a peer's stream is given up");
+            }
+        });
+    }
+
+    fn join(&self, _request: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(async { Bytes::new() })
+    }
+}
+
+/// Whoever sends a vote must be whom the vote is for.
+pub(super) fn is_for(vote: &Vote, from: u64) -> std::io::Result<()> {
+    if vote.leader_id().node_id == from {
+        Ok(())
+    } else {
+        Err(invalid(format!("a vote for node {:016x}", vote.leader_id().node_id)))
+    }
+}
+
+/// Appends, for as long as the peer sends them.
+async fn appends(raft: Raft, from: u64, stream: Stream) -> std::io::Result<()> {
+    let Stream { mut sink, source } = stream;
+    let (broken, mut heard) = tokio::sync::oneshot::channel();
+    let requests = futures_util::stream::unfold((source, Some(broken)), move |(mut source, mut broken)| async move {
+        match request(&mut *source, from).await {
+            Ok(request) => request.map(|request| (request, (source, broken))),
+            Err(error) => {
+                if let Some(broken) = broken.take() {
+                    // Nobody listens any more when the answers have ended first.
+                    let _ = broken.send(error);
+                }
+                None
+            }
+        }
+    });
+    let mut answers = std::pin::pin!(raft.stream_append(requests));
+    let mut frames = Vec::new();
+    let mut ended = false;
+    while !ended && let Some(first) = answers.next().await {
+        let mut next = Some(first);
+        while let Some(answer) = next.take() {
+            // Raft has stopped: there is no more to say.
+            let Ok(answer) = answer else { return Ok(()) };
+            ended = answer.is_err();
+            frames.push(vec![encode_appended(&answer)]);
+            if !ended && frames.len() < ANSWERS_MAX {
+                next = answers.next().now_or_never().flatten();
+            }
+        }
+        if sink.send(&mut frames).await.is_err() {
+            return Ok(());
+        }
+    }
+    sink.finish();
+    heard.try_recv().map_or(Ok(()), Err)
+}
+
+async fn request(source: &mut dyn FrameSource, from: u64) -> std::io::Result<Option<AppendEntriesRequest<Kinds>>> {
+    // A stream that ends early was given up by the peer, which is its right.
+    let Ok(Some(frame)) = source.next().await else { return Ok(None) };
+    let request = decode_append(frame)?;
+    is_for(&request.vote, from)?;
+    Ok(Some(request))
+}
+
+/// One vote, pre-vote or transfer.
+async fn question(raft: Raft, from: u64, mut stream: Stream) -> std::io::Result<()> {
+    let Ok(Some(frame)) = stream.source.next().await else { return Ok(()) };
+    let ask: Ask = message(frame)?;
+    let answer = match ask.kind.ok_or_else(|| invalid("a question that this kvasir does not know"))? {
+        AskKind::Vote(ask) => {
+            let request = ask.request()?;
+            is_for(&request.vote, from)?;
+            raft.vote(request).await.map(|response| AskAnswer::voted(&response)).ok()
+        }
+        AskKind::PreVote(ask) => {
+            let request = ask.request()?;
+            is_for(&request.vote, from)?;
+            raft.pre_vote(request).await.map(|response| AskAnswer::voted(&response)).ok()
+        }
+        AskKind::Transfer(ask) => {
+            let (vote, to, last) = ask.parts()?;
+            is_for(&vote, from)?;
+            let taken = raft.handle_transfer_leader(TransferLeaderRequest::new(vote, to, last)).await;
+            taken.ok().map(|taken| AskAnswer::transferred(taken.err().map(|error| error.to_string())))
+        }
+    };
+    // Without an answer raft has stopped: the peer finds the stream ended.
+    if let Some(answer) = answer
+        && stream.sink.send(&mut vec![vec![Bytes::from(answer.encode_to_vec())]]).await.is_ok()
+    {
+        stream.sink.finish();
+    }
+    Ok(())
+}

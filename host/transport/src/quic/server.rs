@@ -1,0 +1,116 @@
+//! Those who connect to us, and the streams they open.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::{Code, Inner, JOIN_PROTOCOL, PEER_PROTOCOL, join, stream};
+use crate::identity::NodeName;
+
+/// Accepts until the endpoint is closed.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let handshakes = Arc::new(Semaphore::new(inner.options.handshakes_max));
+    loop {
+        let incoming = tokio::select! {
+            () = inner.stop.cancelled() => return,
+            incoming = inner.endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        // Under pressure an address must show first that it receives what is sent to it: one small packet each way.
+        let pressed = handshakes.available_permits() < inner.options.handshakes_max / 2;
+        if pressed && !incoming.remote_address_validated() && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let inner = Arc::clone(&inner);
+        tokio::spawn(async move {
+            let from = incoming.remote_address();
+            let shaken = match incoming.accept() {
+                Ok(connecting) => timeout(inner.options.connect_timeout, connecting).await,
+                Err(error) => Ok(Err(error)),
+            };
+            match shaken {
+                Ok(Ok(connection)) => match protocol(&connection).as_deref() {
+                    Some(PEER_PROTOCOL) => {
+                        drop(permit);
+                        meet(inner, connection).await;
+                    }
+                    // Whoever asks to join counts as shaking hands until it is answered.
+                    Some(JOIN_PROTOCOL) => join::answer(&inner, &connection).await,
+                    _ => connection.close(Code::Protocol.into(), b"unknown protocol"),
+                },
+                Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake failed"),
+                Err(_) => tracing::debug!(%from, "a handshake was not finished in time"),
+            }
+        });
+    }
+}
+
+fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
+/// Learns who connected, and serves it if it may talk to us.
+async fn meet(inner: Arc<Inner>, connection: quinn::Connection) {
+    let checked = name(&connection).and_then(|name| {
+        if name.cluster != inner.me.cluster {
+            return Err(format!(
+                "this is cluster {:016x}, the certificate is for cluster {:016x}",
+                inner.me.cluster, name.cluster
+            ));
+        }
+        if name.node == inner.me.node {
+            return Err("the certificate is for this very node".to_owned());
+        }
+        inner.accept.admits(name.node).map(|()| name.node)
+    });
+    match checked {
+        Ok(node) => {
+            inner.connections.add(node, node, connection.clone());
+            serve_peer(inner, node, connection).await;
+        }
+        Err(reason) => {
+            tracing::warn!(from = %connection.remote_address(), %reason, "a node is refused");
+            connection.close(Code::Refused.into(), reason.as_bytes());
+        }
+    }
+}
+
+/// Whose certificate the other end has shown; TLS has checked that an authority of the cluster signed it.
+fn name(connection: &quinn::Connection) -> Result<NodeName, String> {
+    let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let certificate = shown.as_ref().and_then(|chain| chain.first()).ok_or("it has shown no certificate")?;
+    NodeName::of(certificate).map_err(|error| error.to_string())
+}
+
+/// Hands out the streams that a peer opens, until the connection ends.
+pub(super) async fn serve_peer(inner: Arc<Inner>, node: u64, connection: quinn::Connection) {
+    loop {
+        let (send, receive) = match connection.accept_bi().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(node = format_args!("{node:016x}"), %error, "a connection has ended");
+                return;
+            }
+        };
+        let (inner, connection) = (Arc::clone(&inner), connection.clone());
+        tokio::spawn(async move {
+            match stream::welcome(send, receive, inner.options.frame_bytes_max).await {
+                Ok((class, stream)) => inner.accept.accept(node, class, stream),
+                Err(error @ crate::NetworkError::Protocol(_)) => {
+                    let reason = error.to_string();
+                    tracing::warn!(node = format_args!("{node:016x}"), %error, "a peer is cut off");
+                    connection.close(Code::Protocol.into(), &Bytes::from(reason));
+                }
+                Err(error) => tracing::debug!(node = format_args!("{node:016x}"), %error, "a stream ended early"),
+            }
+        });
+    }
+}
