@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         println!("\n=== soak {}: {}", soak.name, soak.what);
         let begin = Instant::now();
         let mut counts = test::Counts::default();
-        let mut cargo = Cmd::cargo().args(["test", "--package", "kvasir-tests", "--test", soak.test, "--", "--nocapture"]);
+        let mut cargo = Cmd::cargo().args(["test", "--workspace", "--locked", "--test", soak.test, "--", "--nocapture"]);
         for (name, value) in soak.environment {
             cargo = cargo.env(name, value);
         }
