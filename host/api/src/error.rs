@@ -32,6 +32,21 @@ macro_rules! errors {
         }
 
         impl Error {
+            /// The error that a peer sent as its code and text.
+            pub fn from_wire(code: Code, text: &str) -> Self {
+                match text {
+                    $($text => Self::$name,)*
+                    _ => match code {
+                        Code::InvalidArgument => Self::Invalid(text.to_owned()),
+                        Code::FailedPrecondition => Self::Precondition(text.to_owned()),
+                        Code::NotFound => Self::Missing(text.to_owned()),
+                        Code::ResourceExhausted => Self::Exhausted(text.to_owned()),
+                        Code::Unknown => Self::Unknown(text.to_owned()),
+                        _ => Self::Internal(text.to_owned()),
+                    },
+                }
+            }
+
             /// The gRPC code that goes with the text.
             pub fn code(&self) -> Code {
                 match self {
@@ -70,6 +85,8 @@ errors! {
     MemberExists = FailedPrecondition, "etcdserver: member ID already exist";
     PeerUrlExists = FailedPrecondition, "etcdserver: Peer URLs already exists";
     UnhealthyForReconfiguration = FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members";
+    TooManyLearners = FailedPrecondition, "etcdserver: too many learner members in cluster";
+    LearnerNotReady = FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
     NotLearner = FailedPrecondition, "etcdserver: can only promote a learner member";
     BadLeaderTransferee = FailedPrecondition, "etcdserver: bad leader transferee";
     NotLeader = FailedPrecondition, "etcdserver: not leader";

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::command::{Command, Stamp};
+use kvasir_api::command::{Command, Forwarded, Stamp};
 use kvasir_api::limits;
 use kvasir_machine::{COMMAND_VERSION, Reply, State};
 use kvasir_storage::StorageError;
@@ -24,21 +25,24 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
+use prost::Message;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint;
 use crate::clock::Clock;
 use crate::fatal::Fatal;
+use crate::forward::{Forward, Outgoing, Waiting};
 use crate::gauge::Gauge;
 use crate::identity::{self, Identity};
 use crate::kinds::{Kinds, Waiter};
 use crate::log::LogStore;
 use crate::machine::{Machine, Shared, applied_from};
-use crate::membership::Member;
-
-use crate::options::{ConsensusOptions, StartError};
-use crate::peer::{Alone, Peers};
+use crate::members::{self, Change, Members};
+use crate::membership::{Member, MemberInfo};
+use crate::options::{Boot, ConsensusOptions, StartError};
+use crate::peer::{Alone, PeerDoor, Peers, Running};
 use crate::proposed::Proposed;
 use crate::publish::Publish;
 use crate::read::Reads;
@@ -48,6 +52,8 @@ use crate::status::Status;
 
 type Raft = openraft::Raft<Kinds, Machine>;
 
+/// How long a proposal that was not taken waits before it looks again for a leader.
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
 /// How long proposals in flight may take to finish at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -59,11 +65,14 @@ pub struct Consensus {
 
 struct Inner {
     identity: Identity,
-    member: Member,
     raft: Raft,
     shared: Arc<Shared>,
     log: Log,
     reads: Reads,
+    /// The way to the leader, unless this node is alone.
+    forward: Option<Forward>,
+    members: Members,
+    door: Option<Arc<PeerDoor>>,
     gauge: Arc<Gauge>,
     request_timeout: Duration,
     stop: CancellationToken,
@@ -99,7 +108,11 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     // Before the identity is written: a folder that has one is a folder whose log has begun.
     log.begin().map_err(|source| StorageError::io(&folder.log_dir(), "begin the raft log", source))?;
     opened.store.follow_log(&log);
-    let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name)?;
+    let given = match options.peers.as_ref().map(|peers| &peers.boot) {
+        Some(Boot::Join { node_id, cluster_id }) => Some(Identity { node_id: *node_id, cluster_id: *cluster_id }),
+        Some(Boot::Alone | Boot::Static(_)) | None => None,
+    };
+    let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name, given)?;
     Ok(Storage { folder, identity, log, opened })
 }
 
@@ -135,8 +148,10 @@ fn config(options: &ConsensusOptions) -> Result<Arc<Config>, StartError> {
     let config = Config {
         cluster_name: options.cluster_token.clone(),
         heartbeat_interval: options.heartbeat_ms,
-        election_timeout_min: options.election_ms,
-        election_timeout_max: options.election_ms.saturating_mul(2),
+        // A follower waits out the leader's lease, which is the maximum, and then as long as is drawn: in all from one election
+        // timeout to two, as etcd's.
+        election_timeout_min: options.heartbeat_ms.saturating_mul(3) / 2,
+        election_timeout_max: options.election_ms,
         // Snapshots and purges come from our checkpointer only.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
@@ -182,37 +197,64 @@ impl Consensus {
             snapshot: Mutex::new(applied.0.map(|log_id| meta(Some(log_id), applied.1.clone()))),
             applied: Mutex::new(applied),
             snapshots: Arc::new(snapshots),
+            node_id: identity.node_id,
+            waiting: Waiting::new(std::time::SystemTime::now()),
             tail_bytes_max: limits::TAIL_BYTES_MAX,
         });
         let log_store = LogStore::new(log.clone(), fatal);
         let network = options.peers.as_ref().map_or_else(|| Arc::new(Alone) as _, |peers| Arc::clone(&peers.network));
         let machine = Machine { shared: Arc::clone(&shared), publish };
-        let raft = Raft::new(identity.node_id, config, Peers::new(network), log_store, machine)
+        let peers = Peers::new(network, Arc::clone(&shared));
+        let raft = Raft::new(identity.node_id, config, peers, log_store, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
-        if let Some(peers) = &options.peers {
-            peers.door.serve(raft.clone(), Arc::clone(&shared));
-        }
-        let reads = Reads::start(raft.clone(), shared.applied_index.subscribe());
+        let gauge = Gauge::new(limits::PROPOSAL_QUEUE_MAX, limits::PROPOSAL_PENDING_BYTES_MAX);
+        let members = Members {
+            raft: raft.clone(),
+            shared: Arc::clone(&shared),
+            network: options.peers.as_ref().map(|peers| Arc::clone(&peers.network)),
+            silent_after: Duration::from_millis(options.election_ms.saturating_mul(2)),
+        };
+        let forward = options.peers.as_ref().map(|peers| {
+            let running = Running {
+                raft: raft.clone(),
+                shared: Arc::clone(&shared),
+                gauge: Arc::clone(&gauge),
+                members: members.clone(),
+            };
+            peers.door.serve(running);
+            Forward::start(Arc::clone(&peers.network), Arc::clone(&shared))
+        });
+        let network = options.peers.as_ref().map(|peers| Arc::clone(&peers.network));
+        let reads = Reads::start(raft.clone(), Arc::clone(&shared), network);
         let stop = CancellationToken::new();
         tokio::spawn(follow(raft.clone(), Arc::clone(&shared), stop.clone()));
         let keep = checkpoint::Keep { entries: options.log_keep_entries, bytes: options.log_keep_bytes };
         let interval = options.store.checkpoint_interval;
         tokio::spawn(checkpoint::run(raft.clone(), Arc::clone(&shared), keep, interval, stop.clone()));
-        let members = match &options.peers {
-            Some(peers) => peers.members.clone(),
+        let first = match options.peers.as_ref().map(|peers| &peers.boot) {
             None => BTreeMap::from([(identity.node_id, options.member.clone())]),
+            // A node that has joined is none of those that its cluster was begun with, whatever it is started with.
+            Some(Boot::Alone) => {
+                let founder = identity::node_id(&options.cluster_token, &options.member.name);
+                BTreeMap::from([(founder, options.member.clone())])
+            }
+            Some(Boot::Static(members)) => members.clone(),
+            Some(Boot::Join { .. }) => BTreeMap::new(),
         };
-        boot(&raft, identity.node_id, members).await?;
+        boot(&raft, identity.node_id, first).await?;
+        tokio::spawn(members::tend(members.clone(), options.member.clone(), stop.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 identity,
-                member: options.member,
                 raft,
                 shared,
                 log,
                 reads,
-                gauge: Gauge::new(limits::PROPOSAL_QUEUE_MAX, limits::PROPOSAL_PENDING_BYTES_MAX),
+                forward,
+                members,
+                door: options.peers.map(|peers| peers.door),
+                gauge,
                 request_timeout: Duration::from_millis(options.request_timeout_ms),
                 stop,
                 closing: AtomicBool::new(false),
@@ -268,14 +310,38 @@ impl Consensus {
             return Err(Error::TooManyRequests);
         }
         command.version = COMMAND_VERSION;
+        let deadline = Instant::now() + inner.request_timeout;
+        loop {
+            let (_, leader) = inner.shared.standing.now();
+            let proposed = match (&inner.forward, leader) {
+                (Some(forward), Some(leader)) if leader != inner.identity.node_id => {
+                    self.propose_there(forward, &mut command, deadline).await
+                }
+                _ => self.propose_here(&mut command, deadline).await,
+            };
+            match proposed {
+                // It was not taken and never will be: somebody else may lead now.
+                Err(Error::NotLeader | Error::NoLeader)
+                    if inner.forward.is_some() && Instant::now() + LEADER_PAUSE < deadline =>
+                {
+                    tokio::time::sleep(LEADER_PAUSE).await;
+                }
+                proposed => return proposed,
+            }
+        }
+    }
+
+    /// Proposes as the leader that this node may be.
+    async fn propose_here(&self, command: &mut Command, deadline: Instant) -> Result<Reply, Error> {
+        let inner = &*self.inner;
+        command.forwarded = None;
         command.stamp = Some(Stamp { cluster_ms: inner.shared.clock.now_ms(), wall_ms: inner.shared.clock.wall_ms() });
-        let proposed = Proposed::encode(&command);
-        drop(command);
+        let proposed = Proposed::encode(command);
         let ticket = inner.gauge.enter(proposed.bytes().len()).ok_or(Error::TooManyRequests)?;
         let (reply, answer) = oneshot::channel();
         let waiter = Waiter { reply, _ticket: ticket };
         inner.raft.client_write_ff(proposed, Some(waiter)).await.map_err(|_| Error::Stopped)?;
-        let answer = match tokio::time::timeout(inner.request_timeout, answer).await {
+        let answer = match tokio::time::timeout_at(deadline, answer).await {
             Err(_) => return Err(Error::Timeout),
             // Raft went away with the command in its hands.
             Ok(Err(_)) => return Err(Error::Stopped),
@@ -288,6 +354,27 @@ impl Consensus {
             }
             Err(ClientWriteError::LogEntryDiscarded(_)) => Err(Error::LeaderChanged),
             Err(error) => Err(Error::Internal(error.to_string())),
+        }
+    }
+
+    /// Passes a command on to the leader, and waits until it is applied here.
+    async fn propose_there(&self, forward: &Forward, command: &mut Command, deadline: Instant) -> Result<Reply, Error> {
+        let inner = &*self.inner;
+        let ticket = inner.gauge.enter(command.encoded_len()).ok_or(Error::TooManyRequests)?;
+        let (number, answer) = inner.shared.waiting.enter(ticket);
+        command.stamp = None;
+        command.forwarded = Some(Forwarded { node: inner.identity.node_id, number });
+        let bytes = Bytes::from(command.encode_to_vec());
+        if let Err(error) = forward.send(Outgoing { number, bytes }) {
+            inner.shared.waiting.forget(number);
+            return Err(error);
+        }
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(answered) => answered.unwrap_or(Err(Error::Stopped)),
+            Err(_) => {
+                inner.shared.waiting.forget(number);
+                Err(Error::Timeout)
+            }
         }
     }
 
@@ -362,19 +449,75 @@ impl Consensus {
         self.inner.shared.applied_index.subscribe()
     }
 
-    /// The members: id, member, whether it is a learner.
-    pub fn members(&self) -> Vec<(u64, Member, bool)> {
-        let applied = self.inner.shared.applied.lock();
-        let membership = applied.1.membership();
-        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
-        membership
-            .nodes()
-            .map(|(id, member)| {
-                // What this node is told now counts for itself: its URLs may have changed since bootstrap.
-                let member = if *id == self.node_id() { self.inner.member.clone() } else { member.clone() };
-                (*id, member, !voters.contains(id))
-            })
-            .collect()
+    /// The term and the leader, if one is known, and their changes.
+    pub fn standings(&self) -> watch::Receiver<(u64, Option<u64>)> {
+        self.inner.shared.standing.changes()
+    }
+
+    /// The members, as applied here.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        self.inner.members.list()
+    }
+
+    /// On the leader: every member, and the index of the last entry it is known to have. Empty elsewhere.
+    pub fn progress(&self) -> Vec<(u64, Option<u64>)> {
+        self.inner.members.progress()
+    }
+
+    /// Adds a member as a learner, with the id it was given or one of its own; returns the id. One that is a member already gets
+    /// this record.
+    ///
+    /// # Errors
+    /// `PeerUrlExists`, `TooManyLearners`, and as every change `NoLeader`, or `Timeout` when its fate is unknown.
+    pub async fn add_member(&self, id: Option<u64>, member: Member) -> Result<u64, Error> {
+        self.change(Change::Add(id, member)).await
+    }
+
+    /// Makes a learner a voter.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `NotLearner`, `LearnerNotReady`, `UnhealthyForReconfiguration`, and as every change.
+    pub async fn promote_member(&self, id: u64) -> Result<(), Error> {
+        self.change(Change::Promote(id)).await.map(drop)
+    }
+
+    /// Removes a member for good: its id is never used again.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `UnhealthyForReconfiguration`, and as every change.
+    pub async fn remove_member(&self, id: u64) -> Result<(), Error> {
+        self.change(Change::Remove(id)).await.map(drop)
+    }
+
+    /// Gives a member another record.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `PeerUrlExists`, and as every change.
+    pub async fn update_member(&self, id: u64, member: Member) -> Result<(), Error> {
+        self.change(Change::Update(id, member)).await.map(drop)
+    }
+
+    /// Lets another voter lead.
+    ///
+    /// # Errors
+    /// `BadLeaderTransferee`, and as every change.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), Error> {
+        self.change(Change::Transfer(to)).await.map(drop)
+    }
+
+    async fn change(&self, change: Change) -> Result<u64, Error> {
+        if self.inner.closing.load(Ordering::Relaxed) || self.inner.shared.fatal.is_raised() {
+            return Err(Error::Stopped);
+        }
+        self.inner.members.change(change, Instant::now() + self.inner.request_timeout).await.map(|changed| changed.id)
+    }
+
+    /// Asks the [`crate::Attendant`] of a member.
+    ///
+    /// # Errors
+    /// `MemberNotFound`; `NoLeader` when it cannot be reached; `Timeout` when it was asked and did not answer.
+    pub async fn ask(&self, node: u64, request: Bytes) -> Result<Bytes, Error> {
+        self.inner.members.ask(node, request, Instant::now() + self.inner.request_timeout).await
     }
 
     /// Where this node stands.
@@ -434,9 +577,11 @@ impl Consensus {
         self.inner.shared.fatal.raise(line);
     }
 
-    /// Takes no more proposals, lets those in flight finish, stops raft, makes the state durable and closes the files.
+    /// Lets another voter lead, takes no more proposals, lets those in flight finish, stops raft, makes the state durable and closes the files.
     pub async fn shutdown(&self) {
         let inner = &*self.inner;
+        // Who leads next takes what still comes.
+        inner.members.hand_over().await;
         if inner.closing.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -449,6 +594,9 @@ impl Consensus {
             tracing::warn!(pending = inner.gauge.pending(), "stopping with proposals unanswered");
         }
         inner.stop.cancel();
+        if let Some(door) = &inner.door {
+            door.close();
+        }
         if let Err(error) = inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
@@ -475,10 +623,14 @@ impl Consensus {
     }
 }
 
-/// Makes the single voter a cluster, or stands for election at once: there is nobody to wait for.
+/// Makes the first members a cluster, if this node is one of them; a single voter stands for election at once: there is nobody to
+/// wait for.
 async fn boot(raft: &Raft, node_id: u64, members: BTreeMap<u64, Member>) -> Result<(), StartError> {
     let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     if !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        if !members.contains_key(&node_id) {
+            return Ok(());
+        }
         return match raft.initialize(members).await {
             Ok(()) => Ok(()),
             // Another member was faster, and its vote or its log is here already: it is the same membership.

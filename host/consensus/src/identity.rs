@@ -58,17 +58,25 @@ pub fn cluster_id(cluster_token: &str) -> u64 {
     hash(&["cluster", cluster_token])
 }
 
-/// Reads the identity, or makes and writes it. Blocking.
+/// Reads the identity, or writes the one that was given by the cluster that this node joins, or else makes one. Blocking.
 ///
 /// # Errors
-/// The state file's, or a row that is not an identity.
-pub(crate) fn load_or_create(store: &Store, token: &str, name: &str) -> Result<Identity, StartError> {
+/// The state file's, a row that is not an identity, or one that is not the given.
+pub(crate) fn load_or_create(store: &Store, token: &str, name: &str, given: Option<Identity>) -> Result<Identity, StartError> {
     if let Some(row) = store.local_get(ROW)? {
-        return Identity::decode(&row).ok_or_else(|| {
+        let identity = Identity::decode(&row).ok_or_else(|| {
             StartError::Identity("the state file's row of this node's identity is damaged; restore a backup".to_owned())
-        });
+        })?;
+        return match given {
+            Some(given) if given != identity => Err(StartError::Identity(format!(
+                "the data folder is of node {:016x} of cluster {:016x}, not of node {:016x} of cluster {:016x}; start it with its own \
+                 identity, or join with an empty folder",
+                identity.node_id, identity.cluster_id, given.node_id, given.cluster_id
+            ))),
+            _ => Ok(identity),
+        };
     }
-    let identity = Identity { node_id: node_id(token, name), cluster_id: cluster_id(token) };
+    let identity = given.unwrap_or_else(|| Identity { node_id: node_id(token, name), cluster_id: cluster_id(token) });
     store.local_put(ROW, identity.encode())?;
     Ok(identity)
 }

@@ -10,11 +10,13 @@ mod checkpoint;
 mod clock;
 mod consensus;
 mod fatal;
+mod forward;
 mod gauge;
 mod identity;
 mod kinds;
 mod log;
 mod machine;
+mod members;
 mod membership;
 mod options;
 mod peer;
@@ -28,13 +30,11 @@ mod status;
 pub use clock::{Clock, WallClock};
 pub use consensus::Consensus;
 pub use identity::{cluster_id, node_id};
-pub use membership::Member;
-pub use options::{ConsensusOptions, PeerOptions, StartError};
-pub use peer::PeerDoor;
+pub use membership::{Member, MemberInfo};
+pub use options::{Boot, ConsensusOptions, PeerOptions, StartError};
+pub use peer::{Attendant, PeerDoor};
 pub use publish::{Publish, Published};
 pub use status::Status;
 
-#[cfg(test)]
-mod cluster_tests;
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::fatal::Fatal;
+use crate::forward::Waiting;
 use crate::kinds::{Entry, Kinds, LogId, Payload, SnapshotMeta, StoredMembership, log_id_from, log_id_into};
 use crate::membership::{self, Member};
 use crate::proposed::Outcome;
@@ -52,6 +53,9 @@ pub(crate) struct Shared {
     pub(crate) snapshot: Mutex<Option<SnapshotMeta>>,
     /// Where snapshots are exported to.
     pub(crate) snapshots: Arc<Snapshots>,
+    /// This node's id, and who waits for which of the commands that it passed on to the leader.
+    pub(crate) node_id: u64,
+    pub(crate) waiting: Waiting,
     /// Applying waits while more is applied than the state file has taken in.
     pub(crate) tail_bytes_max: usize,
 }
@@ -84,6 +88,17 @@ impl Shared {
                 self.fatal.raise(format!("state file: cannot make a checkpoint: {error}"));
                 Err(error)
             }
+        }
+    }
+
+    /// Takes note of what a peer refused this node for: that it is no member any more ends it.
+    pub(crate) fn note_refusal(&self, said: &str) {
+        let Some(as_of) = membership::said_not_a_member(self.node_id, said) else { return };
+        let applied = self.applied.lock();
+        // A peer that is behind has not met this node yet.
+        let known = applied.1.log_id().map_or(0, |id| id.index);
+        if as_of > known && applied.1.membership().get_node(&self.node_id).is_some() {
+            self.fatal.raise(removed(self.node_id, as_of));
         }
     }
 
@@ -138,6 +153,7 @@ impl Shared {
             (revision, std::mem::replace(&mut *state, installed))
         };
         self.note_snapshot(meta);
+        self.waiting.lost_sight();
         // Large, and nobody should wait for its end.
         drop(old);
         Ok(revision)
@@ -174,8 +190,8 @@ impl Shared {
                 let log_id = entry.log_id();
                 let leader = log_id.leader_id;
                 let id = EntryId { index: log_id.index, term: leader.term, leader: leader.node_id };
-                let wants_reply = responder.is_some();
-                replies.push(command.as_ref().map(|command| state.apply(id, command, wants_reply, &mut effects)));
+                let wants_reply = |command| responder.is_some() || self.passed_on(command).is_some();
+                replies.push(command.as_ref().map(|command| state.apply(id, command, wants_reply(command), &mut effects)));
             }
             (state.revision(), state.cluster_ms())
         };
@@ -184,6 +200,10 @@ impl Shared {
             let mut applied = self.applied.lock();
             applied.0 = Some(last);
             if let Some((log_id, membership)) = new_membership.take() {
+                let was_in = applied.1.membership().get_node(&self.node_id).is_some();
+                if was_in && membership.get_node(&self.node_id).is_none() {
+                    self.fatal.raise(removed(self.node_id, log_id.index));
+                }
                 applied.1 = StoredMembership::new(Some(log_id), membership.clone());
                 Some((Some(log_id_into(log_id)), membership::encode(&membership)))
             } else {
@@ -205,13 +225,32 @@ impl Shared {
             leases_changed: effects.leases_changed,
         });
         self.applied_index.send_replace(last.index);
-        for ((_, responder), reply) in batch.drain(..).zip(replies) {
+        for (((_, responder), reply), command) in batch.drain(..).zip(replies).zip(&commands) {
             if let Some(responder) = responder {
                 responder.send(Outcome(reply));
+            } else if let Some(number) = command.as_ref().and_then(|command| self.passed_on(command))
+                && let Some(reply) = reply
+            {
+                self.waiting.answer(number, Ok(reply));
             }
         }
+        self.waiting.applied_term(last.leader_id.term);
         Ok(())
     }
+
+    /// The number of a command that this node passed on to the leader, if somebody still waits for it.
+    fn passed_on(&self, command: &Command) -> Option<u64> {
+        let forwarded = command.forwarded.filter(|forwarded| forwarded.node == self.node_id)?;
+        self.waiting.waits_for(forwarded.number).then_some(forwarded.number)
+    }
+}
+
+/// Why a node stops that was removed.
+fn removed(node: u64, index: u64) -> String {
+    format!(
+        "this node ({node:016x}) was removed from its cluster by entry {index}; to have it back, empty its data folder and let it \
+         join with a new token"
+    )
 }
 
 /// The state machine as openraft drives it.

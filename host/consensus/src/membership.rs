@@ -17,6 +17,19 @@ pub struct Member {
     pub peer_urls: Vec<String>,
     /// Where clients reach it.
     pub client_urls: Vec<String>,
+    /// Whether it is made a voter once it has caught up. Says nothing of a voter.
+    pub promote: bool,
+}
+
+/// A member as the membership has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: u64,
+    /// Its name and where it is reached.
+    pub member: Member,
+    /// Whether it does not vote.
+    pub learner: bool,
 }
 
 impl Member {
@@ -64,6 +77,46 @@ struct MemberRecord {
     peer_urls: Vec<String>,
     #[prost(string, repeated, tag = "4")]
     client_urls: Vec<String>,
+    #[prost(bool, tag = "5")]
+    promote: bool,
+}
+
+impl MemberRecord {
+    fn new(id: u64, member: &Member) -> Self {
+        let Member { name, peer_urls, client_urls, promote } = member.clone();
+        Self { id, name, peer_urls, client_urls, promote }
+    }
+
+    fn into_member(self) -> (u64, Member) {
+        let Self { id, name, peer_urls, client_urls, promote } = self;
+        (id, Member { name, peer_urls, client_urls, promote })
+    }
+}
+
+/// A member's id and record, as bytes.
+pub(crate) fn encode_member(id: u64, member: &Member) -> Vec<u8> {
+    MemberRecord::new(id, member).encode_to_vec()
+}
+
+/// The member of these bytes, and its id.
+///
+/// # Errors
+/// `InvalidData` when they are none.
+pub(crate) fn decode_member(bytes: &[u8]) -> io::Result<(u64, Member)> {
+    MemberRecord::decode(bytes)
+        .map(MemberRecord::into_member)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a member: {error}")))
+}
+
+/// What a node is told that is no member, as of the membership of an entry.
+pub(crate) fn not_a_member(node: u64, as_of: u64) -> String {
+    format!("node {node:016x} is not a member of this cluster as of entry {as_of}")
+}
+
+/// The entry that [`not_a_member`] names, if that is what was said.
+pub(crate) fn said_not_a_member(node: u64, said: &str) -> Option<u64> {
+    let (_, rest) = said.split_once(&format!("node {node:016x} is not a member of this cluster as of entry "))?;
+    rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The bytes of a membership.
@@ -74,15 +127,7 @@ pub(crate) fn encode(membership: &Membership) -> Bytes {
             .iter()
             .map(|voters| VoterSet { ids: voters.iter().copied().collect() })
             .collect(),
-        members: membership
-            .nodes()
-            .map(|(id, member)| MemberRecord {
-                id: *id,
-                name: member.name.clone(),
-                peer_urls: member.peer_urls.clone(),
-                client_urls: member.client_urls.clone(),
-            })
-            .collect(),
+        members: membership.nodes().map(|(id, member)| MemberRecord::new(*id, member)).collect(),
     };
     Bytes::from(record.encode_to_vec())
 }
@@ -95,14 +140,7 @@ pub(crate) fn decode(bytes: &Bytes) -> io::Result<Membership> {
     let record = MembershipRecord::decode(bytes.clone())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a membership: {error}")))?;
     let configs: Vec<BTreeSet<u64>> = record.configs.into_iter().map(|voters| voters.ids.into_iter().collect()).collect();
-    let members: BTreeMap<u64, Member> = record
-        .members
-        .into_iter()
-        .map(|member| {
-            let MemberRecord { id, name, peer_urls, client_urls } = member;
-            (id, Member { name, peer_urls, client_urls })
-        })
-        .collect();
+    let members: BTreeMap<u64, Member> = record.members.into_iter().map(MemberRecord::into_member).collect();
     if configs.is_empty() && members.is_empty() {
         return Ok(Membership::default());
     }
@@ -116,12 +154,26 @@ mod tests {
 
     #[test]
     fn a_membership_reads_back_as_it_was_written() {
-        let member =
-            |name: &str| Member { name: name.to_owned(), peer_urls: vec!["https://a:1".to_owned()], client_urls: Vec::new() };
+        let member = |name: &str| Member {
+            name: name.to_owned(),
+            peer_urls: vec!["https://a:1".to_owned()],
+            client_urls: Vec::new(),
+            promote: name == "c",
+        };
         let members = BTreeMap::from([(1, member("a")), (2, member("b")), (3, member("c"))]);
         let joint = Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2])], members).expect("valid");
         assert_eq!(decode(&encode(&joint)).expect("decodes"), joint);
         assert_eq!(decode(&Bytes::new()).expect("decodes"), Membership::default());
         assert!(decode(&Bytes::from_static(b"\xff\xff")).is_err());
+        let info = decode_member(&encode_member(3, &joint.get_node(&3).expect("a member").clone())).expect("decodes");
+        assert_eq!((info.0, Some(&info.1)), (3, joint.get_node(&3)));
+    }
+
+    #[test]
+    fn a_node_that_is_told_that_it_is_no_member_knows_as_of_when() {
+        let said = format!("the stream has ended: refused: {}, so it was", not_a_member(7, 42));
+        assert_eq!(said_not_a_member(7, &said), Some(42));
+        assert_eq!(said_not_a_member(8, &said), None);
+        assert_eq!(said_not_a_member(7, "the stream has ended"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! How consensus is started, and why it could not be.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,8 +53,24 @@ pub struct PeerOptions {
     pub network: Arc<dyn Network>,
     /// Where the streams that they open arrive.
     pub door: Arc<PeerDoor>,
-    /// The members at bootstrap, by id, this one among them; the same on each of them.
-    pub members: std::collections::BTreeMap<u64, Member>,
+    /// How this node comes to its cluster, when its data folder is empty.
+    pub boot: Boot,
+}
+
+/// How a node with an empty data folder comes to its cluster.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// As the first member of a cluster that grows by joining. Its id is the hash of token and name.
+    Alone,
+    /// As one of these members, by id; the same on each of them.
+    Static(BTreeMap<u64, Member>),
+    /// By joining: it was given its id by the cluster, and waits for what is replicated to it.
+    Join {
+        /// This node.
+        node_id: u64,
+        /// The cluster.
+        cluster_id: u64,
+    },
 }
 
 impl ConsensusOptions {

@@ -12,4 +12,6 @@ mod snapshot;
 mod wire;
 
 pub(crate) use client::{Alone, Peers};
-pub use inbound::PeerDoor;
+pub(crate) use inbound::Running;
+pub use inbound::{Attendant, PeerDoor};
+pub(crate) use wire::{invalid, message};

@@ -1,25 +1,34 @@
 //! ReadIndex: what makes a read linearizable.
 //!
 //! All readers that wait share the next round: the leader confirms with a quorum that it still leads, and the readers go on once
-//! what was committed at that moment is applied. A round that fails for want of a quorum is tried again as a new round, with
-//! nothing carried over from the old one.
+//! what was committed at that moment is applied here. A follower asks the leader for a round of its own. A round that fails is
+//! tried again as a new round, with nothing carried over from the old one.
 //!
 //! **Invariant:** a reader is only ever served by a round that began after it asked.
 
+mod remote;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use kvasir_api::Error;
 use kvasir_api::limits::READ_QUEUE_MAX;
+use kvasir_transport::Network;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::kinds::Kinds;
-use crate::machine::Machine;
+use crate::machine::{Machine, Shared};
+use remote::Leader;
+pub(crate) use remote::serve;
 
 type Raft = openraft::Raft<Kinds, Machine>;
 type Waiter = oneshot::Sender<Result<(), Error>>;
+
+/// Between two rounds when there is nobody to ask.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The way to a round.
 #[derive(Debug, Clone)]
@@ -35,11 +44,14 @@ struct Counts {
 }
 
 impl Reads {
-    /// Starts the task that makes the rounds; it ends when the last `Reads` is dropped.
-    pub(crate) fn start(raft: Raft, applied: watch::Receiver<u64>) -> Self {
+    /// Starts the task that makes the rounds; it ends when the last `Reads` is dropped. Without a network there is no leader but
+    /// this node.
+    pub(crate) fn start(raft: Raft, shared: Arc<Shared>, network: Option<Arc<dyn Network>>) -> Self {
         let (queue, waiters) = mpsc::channel(READ_QUEUE_MAX);
         let counts = Arc::new(Counts::default());
-        tokio::spawn(rounds(raft, applied, waiters, Arc::clone(&counts)));
+        let applied = shared.applied_index.subscribe();
+        let leader = network.map(|network| Leader::new(network, shared));
+        tokio::spawn(rounds(Rounds { raft, applied, leader }, waiters, Arc::clone(&counts)));
         Self { queue, counts }
     }
 
@@ -65,31 +77,59 @@ impl Reads {
     }
 }
 
-async fn rounds(raft: Raft, mut applied: watch::Receiver<u64>, mut queue: mpsc::Receiver<Waiter>, counts: Arc<Counts>) {
+/// What a round needs.
+struct Rounds {
+    raft: Raft,
+    applied: watch::Receiver<u64>,
+    leader: Option<Leader>,
+}
+
+async fn rounds(mut by: Rounds, mut queue: mpsc::Receiver<Waiter>, counts: Arc<Counts>) {
     let mut waiters = Vec::new();
     while queue.recv_many(&mut waiters, READ_QUEUE_MAX).await > 0 {
         let result = loop {
             counts.rounds.fetch_add(1, Ordering::Relaxed);
-            let result = round(&raft, &mut applied).await;
-            // Without a quorum: a fresh round, for those who still wait; those who gave up have dropped their end.
+            let result = by.round().await;
+            // Without a quorum, or without a leader that may come yet: a fresh round, for those who still wait; those who gave up
+            // have dropped their end.
             waiters.retain(|waiter| !waiter.is_closed());
-            if waiters.is_empty() || result != Err(Error::UnhealthyCluster) {
+            let again = match result {
+                Err(Error::UnhealthyCluster) => true,
+                Err(Error::NoLeader | Error::LeaderChanged) => by.leader.is_some(),
+                _ => false,
+            };
+            if waiters.is_empty() || !again {
                 break result;
             }
+            tokio::time::sleep(PAUSE).await;
         };
         answer(&mut waiters, &result, &counts);
     }
 }
 
 fn answer(waiters: &mut Vec<Waiter>, result: &Result<(), Error>, counts: &Counts) {
-    counts.confirmed.fetch_add(waiters.len() as u64, Ordering::Relaxed);
+    if result.is_ok() {
+        counts.confirmed.fetch_add(waiters.len() as u64, Ordering::Relaxed);
+    }
     for waiter in waiters.drain(..) {
         // Whoever waited may have given up.
         let _ = waiter.send(result.clone());
     }
 }
 
-async fn round(raft: &Raft, applied: &mut watch::Receiver<u64>) -> Result<(), Error> {
+impl Rounds {
+    async fn round(&mut self) -> Result<(), Error> {
+        let index = match (read_index(&self.raft).await, &mut self.leader) {
+            (Err(Error::LeaderChanged | Error::NoLeader), Some(leader)) => leader.read_index().await?,
+            (index, _) => index?,
+        };
+        self.applied.wait_for(|applied| *applied >= index).await.map_err(|_| Error::Stopped)?;
+        Ok(())
+    }
+}
+
+/// The index that a linearizable read has to see, if this node leads.
+async fn read_index(raft: &Raft) -> Result<u64, Error> {
     let linearizer = raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|error| match error {
         RaftError::Fatal(_) => Error::Stopped,
         RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
@@ -101,7 +141,5 @@ async fn round(raft: &Raft, applied: &mut watch::Receiver<u64>) -> Result<(), Er
         }
         RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Error::UnhealthyCluster,
     })?;
-    let index = linearizer.read_log_id().index();
-    applied.wait_for(|applied| *applied >= index).await.map_err(|_| Error::Stopped)?;
-    Ok(())
+    Ok(linearizer.read_log_id().index())
 }

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** term and leader are of one moment.
 
-use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::kinds::Kinds;
 
@@ -10,21 +10,27 @@ use crate::kinds::Kinds;
 pub(crate) struct Standing {
     node_id: u64,
     /// The term, and the leader if one is known.
-    now: RwLock<(u64, Option<u64>)>,
+    now: watch::Sender<(u64, Option<u64>)>,
 }
 
 impl Standing {
     pub(crate) fn new(node_id: u64) -> Self {
-        Self { node_id, now: RwLock::default() }
+        Self { node_id, now: watch::Sender::default() }
     }
 
     pub(crate) fn note(&self, metrics: &openraft::RaftMetrics<Kinds>) {
-        *self.now.write() = (metrics.current_term, metrics.current_leader);
+        let now = (metrics.current_term, metrics.current_leader);
+        self.now.send_if_modified(|known| std::mem::replace(known, now) != now);
     }
 
     /// The term, and the leader if one is known.
     pub(crate) fn now(&self) -> (u64, Option<u64>) {
-        *self.now.read()
+        *self.now.borrow()
+    }
+
+    /// The same, and its changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<(u64, Option<u64>)> {
+        self.now.subscribe()
     }
 
     /// The term in which this node leads, if it does.

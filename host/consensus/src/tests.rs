@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::fatal::Fatal;
+use crate::forward::Waiting;
 use crate::kinds::{Kinds, LogId, SnapshotMeta, StoredMembership};
 use crate::log::LogStore;
 use crate::machine::{Machine, Shared, applied_from};
@@ -118,6 +119,8 @@ fn shared_on(disk: Arc<dyn Disk>, dir: &Path) -> Arc<Shared> {
         applied: Mutex::new(applied_from(&opened.applied).unwrap()),
         snapshot: Mutex::new(None),
         snapshots: Arc::new(snapshots),
+        node_id: 1,
+        waiting: Waiting::new(std::time::SystemTime::now()),
         tail_bytes_max: usize::MAX,
     })
 }
@@ -316,4 +319,6 @@ async fn a_disk_error_in_the_log_is_fatal_and_nothing_is_acknowledged_after_it()
     consensus.shutdown().await;
 }
 
+mod cluster;
+mod membership;
 mod transfer;

@@ -153,7 +153,7 @@ impl Engine {
         let origin = (origin != kvasir_api::command::Origin::default()).then_some(origin);
         let held = fill::lowest_revision(&body);
         let staged = Executed::staged(&body);
-        let command = Command { version: 0, tenant, origin, stamp: None, body: Some(body) };
+        let command = Command { version: 0, tenant, origin, stamp: None, forwarded: None, body: Some(body) };
         if command.encoded_len() > REQUEST_BYTES_MAX {
             return Err(Error::RequestTooLarge);
         }

@@ -96,12 +96,12 @@ impl Engine {
             .consensus()
             .members()
             .into_iter()
-            .map(|(id, member, is_learner)| Member {
-                id,
-                name: member.name,
-                peer_ur_ls: member.peer_urls,
-                client_ur_ls: member.client_urls,
-                is_learner,
+            .map(|known| Member {
+                id: known.id,
+                name: known.member.name,
+                peer_ur_ls: known.member.peer_urls,
+                client_ur_ls: known.member.client_urls,
+                is_learner: known.learner,
             })
             .collect();
         // Cluster responses leave the revision out.

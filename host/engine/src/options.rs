@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvasir_api::limits;
+use kvasir_consensus::PeerOptions;
 use kvasir_storage::disk::Disk;
 use kvasir_storage::log::LogOptions;
 use kvasir_storage::state::StoreOptions;
@@ -23,6 +24,8 @@ pub struct EngineOptions {
     pub client_urls: Vec<String>,
     /// URLs peers are told to use.
     pub peer_urls: Vec<String>,
+    /// The way to the other members; `None` for a node that is alone and stays so.
+    pub peers: Option<PeerOptions>,
     /// Logical bytes stored before writes are refused; `None` leaves the quota in force, at first the default one.
     pub quota_bytes: Option<u64>,
     /// Between two heartbeats of a leader, in milliseconds.
@@ -61,6 +64,7 @@ impl EngineOptions {
             cluster_token: "kvasir-cluster".to_owned(),
             client_urls: Vec::new(),
             peer_urls: Vec::new(),
+            peers: None,
             quota_bytes: None,
             heartbeat_ms: 100,
             election_ms: 1_000,

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use super::wire::{Ask, AskAnswer, AskKind, AskTransfer, AskVote, decode_appended, encode_append, message};
 use crate::kinds::{Kinds, LogId, Vote};
+use crate::machine::Shared;
 use crate::membership::Member;
 use crate::snapshot::SnapshotData;
 
@@ -38,16 +39,17 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Peers {
     network: Arc<dyn Network>,
+    shared: Arc<Shared>,
 }
 
 impl Peers {
-    pub(crate) fn new(network: Arc<dyn Network>) -> Self {
-        Self { network }
+    pub(crate) fn new(network: Arc<dyn Network>, shared: Arc<Shared>) -> Self {
+        Self { network, shared }
     }
 
     fn client(&self, id: u64, member: &Member, class: Class) -> Peer {
         let target = Target { id, addresses: member.peer_addresses() };
-        Peer { network: Arc::clone(&self.network), target, class, idle: None }
+        Peer { network: Arc::clone(&self.network), shared: Arc::clone(&self.shared), target, class, idle: None }
     }
 }
 
@@ -78,6 +80,8 @@ impl Network for Alone {
 /// The client of one peer.
 pub(crate) struct Peer {
     network: Arc<dyn Network>,
+    shared: Arc<Shared>,
+    /// Where it was when it was met first; its record may say otherwise by now.
     target: Target,
     /// What appends go over.
     class: Class,
@@ -183,24 +187,35 @@ async fn until(deadline: Option<Instant>) {
 }
 
 impl Peer {
+    /// Where the peer is, by its record of now.
+    fn target(&self) -> Target {
+        let addresses = self.shared.applied.lock().1.membership().get_node(&self.target.id).map(Member::peer_addresses);
+        Target { id: self.target.id, addresses: addresses.unwrap_or_else(|| self.target.addresses.clone()) }
+    }
+
     async fn stream(&mut self, class: Class, within: Duration) -> Rpc<Stream> {
-        match timeout(within.max(CONNECT_MIN), self.network.open(&self.target, class)).await {
-            Ok(opened) => opened.map_err(|error| unreachable(&error)),
+        match timeout(within.max(CONNECT_MIN), self.network.open(&self.target(), class)).await {
+            Ok(opened) => opened.map_err(|error| self.refused(&error)),
             Err(_) => Err(unreachable(&NetworkError::Ended("connecting took too long".to_owned()))),
         }
+    }
+
+    fn refused(&self, error: &NetworkError) -> RPCError<Kinds> {
+        self.shared.note_refusal(&error.to_string());
+        unreachable(error)
     }
 
     /// One question over a stream of its own.
     async fn ask(&mut self, kind: AskKind, option: &RPCOption) -> Rpc<AskAnswer> {
         let exchange = async {
-            let mut stream = self.network.open(&self.target, Class::Vote).await?;
+            let mut stream = self.network.open(&self.target(), Class::Vote).await?;
             let ask = Ask { kind: Some(kind) };
             stream.sink.send(&mut vec![vec![Bytes::from(ask.encode_to_vec())]]).await?;
             stream.sink.finish();
             stream.source.next().await?.ok_or_else(|| NetworkError::Ended("no answer".to_owned()))
         };
         let frame = match timeout(option.soft_ttl(), exchange).await {
-            Ok(frame) => frame.map_err(|error| unreachable(&error))?,
+            Ok(frame) => frame.map_err(|error| self.refused(&error))?,
             Err(_) => return Err(unreachable(&NetworkError::Ended("no answer in time".to_owned()))),
         };
         message(frame).map_err(|error| broken(&error))

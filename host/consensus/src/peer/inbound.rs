@@ -1,27 +1,56 @@
 //! Raft's requests from the other members.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::FutureExt;
 use kvasir_transport::{Accept, BoxFuture, Class, FrameSource, Stream};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
+use parking_lot::RwLock;
 use prost::Message;
 
 use super::wire::{Ask, AskAnswer, AskKind, decode_append, encode_appended, invalid, message};
+use crate::gauge::Gauge;
 use crate::kinds::{Kinds, Vote};
 use crate::machine::{Machine, Shared};
+use crate::members::Members;
+use crate::membership::not_a_member;
 
 type Raft = openraft::Raft<Kinds, Machine>;
 
 /// Answers put into one write.
 const ANSWERS_MAX: usize = 64;
 
+/// Who answers what arrives at the door and is not consensus' own.
+pub trait Attendant: Send + Sync + 'static {
+    /// Somebody without a certificate asks to join.
+    fn join(&self, request: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// A member asks, by [`crate::Consensus::ask`].
+    fn ask(&self, from: u64, request: Bytes) -> BoxFuture<'static, Bytes>;
+}
+
 /// Takes the streams that members open, once raft runs; before, they are dropped, and opened again by the other end.
 #[derive(Default)]
 pub struct PeerDoor {
-    running: OnceLock<(Raft, Arc<Shared>)>,
+    serving: RwLock<Serving>,
+}
+
+/// What is behind the door; it leads back to the network, which holds the door: it is let go of when the node stops.
+#[derive(Clone, Default)]
+struct Serving {
+    running: Option<Running>,
+    attendant: Option<Arc<dyn Attendant>>,
+}
+
+/// What the streams are served by.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) raft: Raft,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) members: Members,
 }
 
 impl std::fmt::Debug for PeerDoor {
@@ -32,35 +61,55 @@ impl std::fmt::Debug for PeerDoor {
 
 impl PeerDoor {
     /// Raft runs now.
-    pub(crate) fn serve(&self, raft: Raft, shared: Arc<Shared>) {
-        // A node starts raft once.
-        let _ = self.running.set((raft, shared));
+    pub(crate) fn serve(&self, running: Running) {
+        self.serving.write().running = Some(running);
+    }
+
+    /// The node stops: what still comes is dropped.
+    pub(crate) fn close(&self) {
+        *self.serving.write() = Serving::default();
+    }
+
+    /// Names who answers joins and questions; until then they go unanswered, and are asked again.
+    pub fn attend(&self, attendant: Arc<dyn Attendant>) {
+        self.serving.write().attendant = Some(attendant);
     }
 }
 
 impl Accept for PeerDoor {
     fn admits(&self, node: u64) -> Result<(), String> {
-        let Some((_, shared)) = self.running.get() else { return Ok(()) };
+        let Some(shared) = self.serving.read().running.as_ref().map(|running| Arc::clone(&running.shared)) else {
+            return Ok(());
+        };
         let applied = shared.applied.lock();
         let membership = applied.1.membership();
         // Before the first membership is applied, the cluster's authority alone says who belongs to it.
         if membership.nodes().next().is_none() || membership.get_node(&node).is_some() {
             Ok(())
         } else {
-            Err(format!("node {node:016x} is not a member of this cluster"))
+            Err(not_a_member(node, applied.1.log_id().map_or(0, |id| id.index)))
         }
     }
 
     fn accept(&self, from: u64, class: Class, stream: Stream) {
-        let Some((raft, shared)) = self.running.get().cloned() else { return };
+        let Serving { running: Some(Running { raft, shared, gauge, members }), attendant } = self.serving.read().clone() else {
+            return;
+        };
+        // It may have been removed since it connected.
+        if let Err(why) = self.admits(from) {
+            if class == Class::Control {
+                tokio::spawn(crate::members::refuse(why, stream));
+            }
+            return;
+        }
         tokio::spawn(async move {
             let served = match class {
                 Class::Append | Class::Heartbeat => appends(raft, from, stream).await,
                 Class::Vote => question(raft, from, stream).await,
                 Class::Snapshot => super::snapshot::receive(&raft, &shared, from, stream).await,
-                Class::Forward | Class::Read | Class::Control => {
-                    Err(invalid(format!("this kvasir serves no streams of class {class:?}")))
-                }
+                Class::Forward => crate::forward::serve(&raft, &shared, &gauge, from, stream).await,
+                Class::Read => crate::read::serve(&raft, stream).await,
+                Class::Control => crate::members::serve(&members, attendant, from, stream).await,
             };
             if let Err(error) = served {
                 tracing::warn!(from = format_args!("{from:016x}"), ?class, %error, "a peer's stream is given up");
@@ -68,8 +117,11 @@ impl Accept for PeerDoor {
         });
     }
 
-    fn join(&self, _request: Bytes) -> BoxFuture<'static, Bytes> {
-        Box::pin(async { Bytes::new() })
+    fn join(&self, request: Bytes) -> BoxFuture<'static, Bytes> {
+        match &self.serving.read().attendant {
+            Some(attendant) => attendant.join(request),
+            None => Box::pin(async { Bytes::new() }),
+        }
     }
 }
 

@@ -133,7 +133,7 @@ pub(super) struct SnapshotAnswer {
     pub(super) vote: Option<WireVote>,
 }
 
-pub(super) fn invalid(what: impl std::fmt::Display) -> io::Error {
+pub(crate) fn invalid(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_string())
 }
 
@@ -167,7 +167,7 @@ fn required<T>(field: Option<T>, name: &str) -> io::Result<T> {
     field.ok_or_else(|| invalid(format!("a message without its {name}")))
 }
 
-pub(super) fn message<M: Message + Default>(frame: Bytes) -> io::Result<M> {
+pub(crate) fn message<M: Message + Default>(frame: Bytes) -> io::Result<M> {
     M::decode(frame).map_err(|error| invalid(format!("not a message of ours: {error}")))
 }
 

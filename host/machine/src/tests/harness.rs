@@ -47,6 +47,7 @@ impl Machine {
             tenant: 0,
             origin: None,
             stamp: Some(command::Stamp { cluster_ms: self.cluster_ms, wall_ms: 0 }),
+            forwarded: None,
             body: Some(body),
         }
     }

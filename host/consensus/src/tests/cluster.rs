@@ -17,11 +17,22 @@ use kvasir_transport::quic::{Quic, QuicOptions};
 use kvasir_transport::{Accept, Class, Network, Peer};
 
 use crate::publish::{Publish, Published};
-use crate::{Consensus, ConsensusOptions, Member, PeerDoor, PeerOptions, cluster_id, node_id};
+use crate::{Boot, Consensus, ConsensusOptions, Member, PeerDoor, PeerOptions, cluster_id, node_id};
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const TOKEN: &str = "three";
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const TOKEN: &str = "three";
 const NAMES: [&str; 3] = ["a", "b", "c"];
+
+pub(super) fn put(key: &str, value: &str) -> Command {
+    let put = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
+    Command { body: Some(Body::Put(put)), ..Command::default() }
+}
+
+pub(super) fn get(consensus: &Consensus, key: &str) -> Option<String> {
+    let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
+    let found = consensus.state().read().range(DEFAULT_TENANT, &request).unwrap();
+    found.items.first().map(|item| String::from_utf8(item.value().to_vec()).unwrap())
+}
 
 struct Silent;
 
@@ -29,9 +40,48 @@ impl Publish for Silent {
     fn publish(&self, _batch: Published) {}
 }
 
-struct Node {
-    consensus: Consensus,
-    quic: Quic,
+pub(super) struct Node {
+    pub(super) consensus: Consensus,
+    pub(super) quic: Quic,
+}
+
+impl Node {
+    pub(super) async fn stop(self) {
+        self.consensus.shutdown().await;
+        self.quic.close().await;
+    }
+}
+
+/// Starts a node on its disk, with a certificate of its own; port 0 is any.
+pub(super) async fn launch(authority: &Authority, id: u64, mut member: Member, boot: Boot, disk: &SimDisk) -> Node {
+    let name = NodeName { cluster: cluster_id(TOKEN), node: id };
+    let key = NodeKey::generate().unwrap();
+    let signed = authority.sign(&key.request().unwrap(), name, SystemTime::now(), CERTIFICATE_LIFE).unwrap();
+    let credentials = Credentials::new(key, signed, vec![authority.certificate().clone()]).unwrap();
+    let door = Arc::new(PeerDoor::default());
+    let address = member.peer_addresses()[0].parse().unwrap();
+    let accept: Arc<dyn Accept> = Arc::clone(&door) as _;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let quic = loop {
+        match Quic::start(address, &credentials, Arc::clone(&accept), QuicOptions::default()) {
+            Ok(quic) => break quic,
+            // Tasks of the node that had it before are still ending.
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    member.peer_urls = vec![format!("https://{}", quic.address().unwrap())];
+    let options = ConsensusOptions {
+        member,
+        cluster_token: TOKEN.to_owned(),
+        heartbeat_ms: 50,
+        election_ms: 500,
+        log_keep_entries: 1,
+        store: StoreOptions { checkpoint_interval: Duration::from_millis(200), ..StoreOptions::default() },
+        peers: Some(PeerOptions { network: Arc::new(quic.clone()), door, boot }),
+        ..ConsensusOptions::new("/node", Arc::new(disk.clone()))
+    };
+    Node { consensus: Consensus::start(options, Arc::new(Silent)).await.unwrap(), quic }
 }
 
 struct Cluster {
@@ -50,7 +100,7 @@ impl Cluster {
             .zip(&sockets)
             .map(|(name, socket)| {
                 let url = format!("https://{}", socket.local_addr().unwrap());
-                let member = Member { name: (*name).to_owned(), peer_urls: vec![url], client_urls: Vec::new() };
+                let member = Member { name: (*name).to_owned(), peer_urls: vec![url], ..Member::default() };
                 (node_id(TOKEN, name), member)
             })
             .collect();
@@ -65,33 +115,13 @@ impl Cluster {
     }
 
     async fn launch(&mut self, nth: usize) {
-        let name = NodeName { cluster: cluster_id(TOKEN), node: node_id(TOKEN, NAMES[nth]) };
-        let key = NodeKey::generate().unwrap();
-        let signed = self.authority.sign(&key.request().unwrap(), name, SystemTime::now(), CERTIFICATE_LIFE).unwrap();
-        let credentials = Credentials::new(key, signed, vec![self.authority.certificate().clone()]).unwrap();
-        let door = Arc::new(PeerDoor::default());
-        let member = self.members[&name.node].clone();
-        let address = member.peer_addresses()[0].parse().unwrap();
-        let accept: Arc<dyn Accept> = Arc::clone(&door) as _;
-        let quic = Quic::start(address, &credentials, accept, QuicOptions::default()).unwrap();
-        let options = ConsensusOptions {
-            member,
-            cluster_token: TOKEN.to_owned(),
-            heartbeat_ms: 50,
-            election_ms: 500,
-            log_keep_entries: 1,
-            store: StoreOptions { checkpoint_interval: Duration::from_millis(200), ..StoreOptions::default() },
-            peers: Some(PeerOptions { network: Arc::new(quic.clone()), door, members: self.members.clone() }),
-            ..ConsensusOptions::new("/node", Arc::new(self.disks[nth].clone()))
-        };
-        let consensus = Consensus::start(options, Arc::new(Silent)).await.unwrap();
-        self.nodes[nth] = Some(Node { consensus, quic });
+        let id = node_id(TOKEN, NAMES[nth]);
+        let boot = Boot::Static(self.members.clone());
+        self.nodes[nth] = Some(launch(&self.authority, id, self.members[&id].clone(), boot, &self.disks[nth]).await);
     }
 
     async fn stop(&mut self, nth: usize) {
-        let node = self.nodes[nth].take().unwrap();
-        node.quic.close().await;
-        node.consensus.shutdown().await;
+        self.nodes[nth].take().unwrap().stop().await;
     }
 
     fn running(&self) -> impl Iterator<Item = (usize, &Node)> {
@@ -103,9 +133,10 @@ impl Cluster {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
             for (nth, node) in self.running() {
-                let put = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
-                let command = Command { body: Some(Body::Put(put)), ..Command::default() };
-                match node.consensus.propose(command).await {
+                if !node.consensus.is_leader() {
+                    continue;
+                }
+                match node.consensus.propose(put(key, value)).await {
                     Ok(Reply::Put(_)) => return nth,
                     Ok(other) => panic!("not a put's reply: {other:?}"),
                     Err(_) => {}
@@ -120,14 +151,64 @@ impl Cluster {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         for (nth, node) in self.running() {
             loop {
-                let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
-                let found = node.consensus.state().read().range(DEFAULT_TENANT, &request).unwrap();
-                if found.items.first().is_some_and(|item| item.value().as_ref() == value.as_bytes()) {
+                if get(&node.consensus, key).as_deref() == Some(value) {
                     break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "node {nth} does not get {key}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_member_takes_writes_and_linearizable_reads_and_each_write_lands_once() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.put("one", "1").await;
+    cluster.until_all_have("one", "1").await;
+    for (nth, node) in cluster.running() {
+        let reply = node.consensus.propose(put("by", &nth.to_string())).await.unwrap();
+        assert!(matches!(reply, Reply::Put(_)), "{reply:?}");
+        // What was written through a member is read there at once, and by a linearizable read everywhere.
+        assert_eq!(get(&node.consensus, "by").as_deref(), Some(nth.to_string().as_str()));
+        for (_, other) in cluster.running() {
+            other.consensus.read_index().await.unwrap();
+            assert_eq!(get(&other.consensus, "by").as_deref(), Some(nth.to_string().as_str()));
+        }
+    }
+    // While writers write through every member, the leader goes: each write that was answered is there, none twice.
+    let mut writers = Vec::new();
+    for (nth, node) in cluster.running().filter(|(nth, _)| *nth != leader) {
+        let consensus = node.consensus.clone();
+        writers.push(tokio::spawn(async move {
+            let (mut done, mut unknown) = (Vec::new(), 0);
+            for round in 0..300 {
+                let key = format!("w/{nth}/{round}");
+                match consensus.propose(put(&key, "x")).await {
+                    Ok(Reply::Put(reply)) => done.push((key, reply.revision)),
+                    Ok(other) => panic!("not a put's reply: {other:?}"),
+                    Err(_) => unknown += 1,
+                }
+            }
+            (done, unknown)
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.stop(leader).await;
+    let (_, survivor) = cluster.running().next().unwrap();
+    let mut revisions = std::collections::BTreeSet::new();
+    for writer in writers {
+        let (done, unknown) = writer.await.unwrap();
+        assert!(done.len() >= 250, "{} writes were answered, {unknown} not", done.len());
+        survivor.consensus.read_index().await.unwrap();
+        for (key, revision) in done {
+            assert_eq!(get(&survivor.consensus, &key).as_deref(), Some("x"), "{key} was acknowledged");
+            assert!(revisions.insert(revision), "revision {revision} was given twice");
+        }
+    }
+    for nth in 0..3 {
+        if cluster.nodes[nth].is_some() {
+            cluster.stop(nth).await;
         }
     }
 }
