@@ -300,6 +300,10 @@ fn serve(builder: &NodeBuilder, data_dir: &Path) -> Command {
         Some(working_dir) => command.current_dir(working_dir).env("KVASIR_LISTEN_CLIENT_URLS", listen),
         None => command.arg("--data-dir").arg(data_dir).arg("--listen-client-urls").arg(listen),
     };
+    // Nodes of tests that run side by side; a flag or variable of the test's own goes before it.
+    if !builder.arguments.iter().any(|argument| argument.starts_with("--listen-peer-urls")) {
+        command.env("KVASIR_LISTEN_PEER_URLS", "https://127.0.0.1:0");
+    }
     command.args(&builder.arguments).envs(builder.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command

@@ -295,7 +295,8 @@ fn a_folder_that_cannot_be_written_is_refused() {
     } else {
         Command::new(artefacts::kvasir())
     };
-    command.args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--data-dir"]).arg(&folder);
+    command.args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--listen-peer-urls", "https://127.0.0.1:0"]);
+    command.arg("--data-dir").arg(&folder);
     let answer = run(command);
     assert!(matches!(answer.status.code(), Some(1 | 2)), "{answer:?}");
     let said = answer.refused();

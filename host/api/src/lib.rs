@@ -31,6 +31,17 @@ pub mod kvasir {
     pub mod command {
         tonic::include_proto!("kvasir.command");
     }
+    /// What nodes say to each other about who they are.
+    pub mod peer {
+        tonic::include_proto!("kvasir.peer");
+    }
+    /// The operator's service of the cluster.
+    pub mod cluster {
+        /// Its first version.
+        pub mod v1 {
+            tonic::include_proto!("kvasir.cluster.v1");
+        }
+    }
     /// The operator's plugin service.
     pub mod plugin {
         /// Its first version.

@@ -215,3 +215,26 @@ pub const SHUTDOWN_DRAIN_MS: u64 = 5_000;
 pub const INSTALLS_MAX: usize = 2;
 /// How long an upload may pause between two pieces.
 pub const INSTALL_PIECE_TIMEOUT_MS: u64 = 30_000;
+
+/// Join tokens kept at once.
+pub const JOIN_TOKENS_MAX: usize = 1_024;
+/// How long a join token is good for unless asked otherwise, in seconds.
+pub const JOIN_TOKEN_TTL_S_DEFAULT: u64 = 3_600;
+/// How long a join token may be good for at most, in seconds.
+pub const JOIN_TOKEN_TTL_S_MAX: u64 = 30 * 24 * 3_600;
+/// Addresses put into a join token.
+pub const JOIN_TOKEN_ADDRESSES_MAX: usize = 8;
+/// Authorities that a cluster may trust at once.
+pub const AUTHORITIES_MAX: usize = 2;
+/// Bytes of an authority's certificate.
+pub const AUTHORITY_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a member's name.
+pub const MEMBER_NAME_BYTES_MAX: usize = 255;
+/// Peer URLs, and client URLs, of a member.
+pub const MEMBER_URLS_MAX: usize = 8;
+/// Bytes of a member's URL.
+pub const MEMBER_URL_BYTES_MAX: usize = 1_024;
+/// How often a node looks after its certificate and at who was removed.
+pub const IDENTITY_LOOK_INTERVAL_MS: u64 = 500;
+/// How long a joining node asks the cluster before it gives up.
+pub const JOIN_TIMEOUT_MS: u64 = 120_000;

@@ -147,6 +147,10 @@ impl State {
             Body::EffectTxn(request) => Ok(self.apply_effect(&writer, request, effects)),
             Body::CursorAdvance(request) => Ok(self.apply_cursor_advance(request, effects)),
             Body::DeadLetterDrop(request) => self.apply_dead_letter_drop(request, effects),
+            Body::TokenCreate(request) => self.apply_token_create(request, effects),
+            Body::TokenUse(request) => self.apply_token_use(entry.index, request, effects),
+            Body::TokenRemove(request) => self.apply_token_remove(request, effects),
+            Body::AuthoritySet(request) => self.apply_authority_set(request, effects),
         }
     }
 

@@ -107,6 +107,13 @@ impl State {
             out.number(*member);
             out.number(*alarm as u64);
         }
+        for token in self.tokens() {
+            out.number(token.id);
+            out.bytes(&token.encode());
+        }
+        if let Some(authorities) = self.authorities() {
+            out.bytes(&authorities.encode());
+        }
         out.0
     }
 }

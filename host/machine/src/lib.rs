@@ -23,6 +23,7 @@
 //! other's effects made.
 
 mod apply;
+mod authority;
 mod blob;
 mod codec;
 mod cursor;
@@ -41,8 +42,10 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod token;
 
 pub use apply::{COMMAND_VERSION, EntryId, UnsupportedCommand, check_version};
+pub use authority::Authorities;
 pub use blob::{BlobRecord, Digest};
 pub use codec::FormatError;
 pub use effects::{Change, Effects, TableOp};
@@ -59,3 +62,4 @@ pub use rev::{DEFAULT_TENANT, Rev};
 pub use row::Row;
 pub use state::State;
 pub use table::{DeadLetterRecord, Table, blob_chunk_key, dead_letter_key, read_dead_letter_key};
+pub use token::{TokenRecord, TokenUsed};

@@ -339,6 +339,34 @@ pub enum Reply {
         /// How many.
         dropped: u32,
     },
+    /// A join token was made.
+    TokenCreate {
+        /// The store's revision.
+        revision: u64,
+        /// When its time is over, in ms since 1970.
+        expires_wall_ms: u64,
+    },
+    /// A join token was used.
+    TokenUse {
+        /// The store's revision.
+        revision: u64,
+        /// The id it gave.
+        node_id: u64,
+        /// The node had joined before.
+        joined: bool,
+    },
+    /// A join token was removed.
+    TokenRemove {
+        /// The store's revision.
+        revision: u64,
+    },
+    /// The authorities were changed.
+    AuthoritySet {
+        /// The store's revision.
+        revision: u64,
+        /// The epoch of those in force.
+        epoch: u64,
+    },
     /// Refused; nothing changed but, for want of space, the NOSPACE alarm.
     Error {
         /// The store's revision.
@@ -368,6 +396,10 @@ impl Reply {
             | Self::Effect { revision, .. }
             | Self::CursorAdvance { revision, .. }
             | Self::DeadLetterDrop { revision, .. }
+            | Self::TokenCreate { revision, .. }
+            | Self::TokenUse { revision, .. }
+            | Self::TokenRemove { revision }
+            | Self::AuthoritySet { revision, .. }
             | Self::Error { revision, .. } => *revision,
         }
     }

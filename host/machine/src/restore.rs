@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvasir_api::limits;
 
+use crate::authority::Authorities;
 use crate::codec::FormatError;
 use crate::cursor::letter_bytes;
 use crate::lease::Grant;
@@ -14,7 +15,7 @@ use crate::mvcc::index::{KeyRecord, unbury};
 use crate::registry::{PluginRecord, TriggerEntry, TriggerKey, TriggerRecord};
 use crate::state::{Mark, Meta};
 use crate::table::{self, DeadLetterRecord};
-use crate::{Rev, Row, State, Table, quota};
+use crate::{Rev, Row, State, Table, TokenRecord, quota};
 
 /// A state being rebuilt. Rows of the small tables come in any order, before or after the rows of history, which ascend.
 pub struct Restore {
@@ -46,6 +47,7 @@ impl Restore {
             Table::Meta if key.starts_with(table::META_MARK) => {
                 state.marks.insert(table::read_mark_key(key)?, Mark::decode(value)?);
             }
+            Table::Meta if key == table::META_AUTHORITIES => state.authorities = Some(Authorities::decode(value)?),
             Table::Meta => {
                 let tenant = table::read_quota_key(key)?;
                 state.spaces.entry(tenant).or_default().quota_bytes = table::decode_quota(value)?;
@@ -79,6 +81,10 @@ impl Restore {
             Table::Alarm => {
                 table::decode_alarm(value)?;
                 state.alarms.insert(table::read_alarm_key(key)?);
+            }
+            Table::Token => {
+                let record = TokenRecord::decode(key, value)?;
+                state.tokens.insert(record.id, record);
             }
         }
         Ok(())

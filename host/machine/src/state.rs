@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvasir_api::etcdserverpb::AlarmType;
 use kvasir_api::limits;
 
+use crate::authority::Authorities;
 use crate::blob::Blobs;
 use crate::lease::Leases;
 use crate::mvcc::compact::Trim;
 use crate::mvcc::index::Space;
 use crate::registry::Registry;
+use crate::token::Tokens;
 
 /// Running totals of history, at some revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +63,8 @@ pub struct State {
     pub(crate) blobs: Blobs,
     /// Member and etcd's `AlarmType`.
     pub(crate) alarms: BTreeSet<(u64, i32)>,
+    pub(crate) tokens: Tokens,
+    pub(crate) authorities: Option<Authorities>,
     pub(crate) trim: Trim,
     pub(crate) hold: Hold,
 }
@@ -94,6 +98,8 @@ impl State {
             registry: Registry::default(),
             blobs: Blobs::default(),
             alarms: BTreeSet::new(),
+            tokens: Tokens::new(),
+            authorities: None,
             trim: Trim::default(),
             hold: Hold { revisions_max: limits::CURSOR_HOLD_REVISIONS_MAX, bytes_max: limits::CURSOR_HOLD_BYTES_MAX },
         }

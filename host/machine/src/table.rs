@@ -11,6 +11,7 @@
 //! | `Meta` | `state` | 13 u64: applied index, revision, compact revision + 1 (0: never), cluster ms, wall ms, quota bytes (0: default), last generation, last epoch, history bytes, old versions, the last two at the compact revision, 0 |
 //! | `Meta` | `mark/` be64 revision | varint history bytes, varint old versions: totals after that revision |
 //! | `Meta` | `quota/` be64 tenant | u64 quota bytes |
+//! | `Meta` | `authorities` | varint epoch, varint place of the one that signs, varint count, bytes certificate (DER) each |
 //! | `Lease` | be64 id (two's complement) | varint tenant, varint TTL s, varint deadline (cluster ms) |
 //! | `Plugin` | name | bytes digest (32), bytes manifest, varint generation, byte state, text reason |
 //! | `Trigger` | plugin `0x00` trigger `0x00` be32 partition | byte kind, bytes key, bytes range end, byte self events, varint cursor main, varint cursor sub, varint owner node, varint owner epoch, byte state, varint effects that landed |
@@ -18,9 +19,10 @@
 //! | `BlobChunk` | digest (32) be32 chunk | the piece itself, no version byte: `Blob`'s version covers it |
 //! | `DeadLetter` | plugin `0x00` trigger `0x00` be32 partition be64 main be32 sub | bytes key, text error, varint attempts |
 //! | `Alarm` | be64 member be32 alarm | nothing |
+//! | `Token` | be64 id | bytes hash of the secret (32), varint expiry (wall ms), byte use, and unless that is 0 bytes hash of the user's key (32), varint node |
 //!
 //! Plugin state: 0 active, 1 paused, 2 quarantined. Trigger kind: 0 watch, 1 schedule; state: 0 active, 1 lost, 2 halted. Names
-//! are `[a-z0-9-]{1,63}`, so that `0x00` ends them.
+//! are `[a-z0-9-]{1,63}`, so that `0x00` ends them. Token use: 0 not yet, 1 a node id was given, 2 that node has joined.
 //!
 //! **Invariant:** a value reads back as it was written, and nothing else is accepted.
 
@@ -35,11 +37,12 @@ use crate::lease::Grant;
 use crate::registry::{PluginRecord, PluginState, TriggerKey, TriggerKind, TriggerRecord, TriggerState, valid_name};
 use crate::state::{Mark, Meta};
 
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 const NAME_END: u8 = 0;
 pub(crate) const META_STATE: &[u8] = b"state";
 pub(crate) const META_MARK: &[u8] = b"mark/";
 pub(crate) const META_QUOTA: &[u8] = b"quota/";
+pub(crate) const META_AUTHORITIES: &[u8] = b"authorities";
 
 /// A small replicated table. The number of each is its place in file formats and never changes.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -61,12 +64,23 @@ pub enum Table {
     DeadLetter = 6,
     /// Raised alarms.
     Alarm = 7,
+    /// Join tokens.
+    Token = 8,
 }
 
 impl Table {
     /// Every table, in order of number.
-    pub const ALL: [Self; 8] =
-        [Self::Meta, Self::Lease, Self::Plugin, Self::Trigger, Self::Blob, Self::BlobChunk, Self::DeadLetter, Self::Alarm];
+    pub const ALL: [Self; 9] = [
+        Self::Meta,
+        Self::Lease,
+        Self::Plugin,
+        Self::Trigger,
+        Self::Blob,
+        Self::BlobChunk,
+        Self::DeadLetter,
+        Self::Alarm,
+        Self::Token,
+    ];
 
     /// The table of a number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -125,7 +139,7 @@ pub(crate) fn alarm_key(member: u64, alarm: i32) -> Vec<u8> {
     [&member.to_be_bytes()[..], &alarm.to_be_bytes()].concat()
 }
 
-fn numbered(what: &'static str, prefix: &[u8], key: &[u8]) -> Result<u64, FormatError> {
+pub(crate) fn numbered(what: &'static str, prefix: &[u8], key: &[u8]) -> Result<u64, FormatError> {
     let number = key.strip_prefix(prefix).and_then(|rest| rest.try_into().ok());
     Ok(u64::from_be_bytes(number.ok_or(FormatError::Invalid { what, why: "its key is malformed" })?))
 }

@@ -49,7 +49,12 @@ pub(crate) fn fail(reason: &str, code: u8) -> ExitCode {
 pub(crate) fn command() -> Command {
     let serve = SETTINGS.iter().fold(Command::new("serve").about("Runs a node: no flags needed"), |command, setting| {
         let help = format!("{} [env: {}]", setting.help, variable(setting.name));
-        command.arg(Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help).allow_negative_numbers(true))
+        let arg = Arg::new(setting.name).long(setting.name).help(help).allow_negative_numbers(true);
+        command.arg(match setting.value {
+            // On or off: the bare flag turns it on.
+            "" => arg.num_args(0..=1).default_missing_value("true").value_name("BOOL"),
+            value => arg.value_name(value),
+        })
     });
     // etcd's flags that are refused parse with or without a value, so that the refusal can say why.
     let serve = NOT_YET.iter().fold(serve, |command, (name, _)| {

@@ -9,9 +9,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvasir_transport::identity::CERTIFICATE_LIFE;
+use peers::Peers;
 use refused::NOT_YET;
 
 pub(crate) mod parse;
+pub(crate) mod peers;
 pub(crate) mod refused;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,41 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "Where to listen for clients: gRPC and HTTP on one port, comma-separated [default: http://127.0.0.1:2379]",
     ),
     setting("advertise-client-urls", "URLS", "What to tell clients to connect to [default: the addresses listened on]"),
+    setting(
+        "listen-peer-urls",
+        "URL",
+        "Where to listen for other members: QUIC over UDP, always with TLS [default: https://127.0.0.1:2380]",
+    ),
+    setting(
+        "initial-advertise-peer-urls",
+        "URLS",
+        "What to tell other members to connect to [default: the address listened on]",
+    ),
+    setting("join", "TOKEN", "Join the cluster that this token of `kvasir token create` is for; ignored once joined"),
+    setting("learner", "", "Join as a learner, which never votes unless `kvasir member promote` says so [default: false]"),
+    setting(
+        "initial-cluster",
+        "MEMBERS",
+        "Members of a new cluster, each with your own certificate: name=https://host:port, comma-separated",
+    ),
+    setting(
+        "initial-cluster-state",
+        "STATE",
+        "new, or existing for a member that `kvasir member add` has added [default: new]",
+    ),
+    setting(
+        "initial-cluster-token",
+        "NAME",
+        "Names a new cluster; with the members' names it makes their ids [default: kvasir-cluster]",
+    ),
+    setting("peer-cert-file", "PATH", "Your own certificate for this node, PEM; read again when it changes"),
+    setting("peer-key-file", "PATH", "The key of that certificate, PEM"),
+    setting(
+        "peer-cert-life",
+        "DURATION",
+        "How long the certificates are good for that this node signs for members; renewed after two thirds [default: 720h]",
+    ),
+    setting("peer-trusted-ca-file", "PATH", "The authorities whose certificates other members may have, PEM"),
     setting(
         "quota-backend-bytes",
         "BYTES",
@@ -74,6 +112,10 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<String>,
     /// What clients are told; empty: the addresses that were bound.
     pub(crate) advertise: Vec<String>,
+    /// How it comes to its cluster, and reaches it.
+    pub(crate) peers: Peers,
+    /// How long certificates are good for that this node signs.
+    pub(crate) certificate_life: Duration,
     /// Logical bytes; `None`: the default.
     pub(crate) quota_bytes: Option<u64>,
     /// The leader's heartbeat, in milliseconds.
@@ -194,8 +236,11 @@ impl Config {
             });
         }
         let keepalive = parse::or(given, "grpc-keepalive-interval", Duration::from_secs(2 * 3600), parse::duration)?;
+        let name = parse::or(given, "name", "default".to_owned(), parse::name)?;
         Ok(Config {
-            name: parse::or(given, "name", "default".to_owned(), parse::name)?,
+            peers: peers::settle(given, &name)?,
+            certificate_life: parse::or(given, "peer-cert-life", CERTIFICATE_LIFE, parse::certificate_life)?,
+            name,
             data_dir: parse::or(given, "data-dir", PathBuf::from("kvasir-data"), parse::path)?,
             listen: parse::or(given, "listen-client-urls", vec!["127.0.0.1:2379".to_owned()], parse::listen)?,
             advertise: parse::or(given, "advertise-client-urls", Vec::new(), parse::advertise)?,

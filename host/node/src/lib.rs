@@ -10,8 +10,10 @@ mod cli;
 mod clock;
 mod config;
 mod doors;
+mod identity;
 mod logging;
 mod memory;
+mod peers;
 mod serve;
 
 pub use args::run;

@@ -5,13 +5,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kvasir_api::limits;
-use kvasir_engine::{Engine, EngineOptions};
+use kvasir_consensus::Member;
 use kvasir_plugins::{PluginHost, PluginHostOptions, THREAD_NAME_PREFIX};
-use kvasir_storage::disk::RealDisk;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as flag;
@@ -20,7 +18,8 @@ use tokio::task::JoinSet;
 use crate::args::{EXIT_FAILED, fail};
 use crate::config::{Config, LogOutput};
 use crate::doors::{self, Door, listener};
-use crate::{logging, memory};
+use crate::logging;
+use crate::peers::{self, Started};
 
 /// Serves until a signal or a fault of the disk, and says how it ended.
 pub(crate) fn run(config: Config) -> ExitCode {
@@ -50,23 +49,32 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
     for host_port in &config.listen {
         listeners.push(listener::bind(host_port).await?);
     }
+    let (socket, peer_address) = peers::bind(&config.peers.listen).await?;
+    let me = Member {
+        name: config.name.clone(),
+        peer_urls: peers::advertised(&config.peers.advertise, peer_address),
+        client_urls: advertised(&config, &listeners),
+        ..Member::default()
+    };
 
-    // The engine: opens the folder, goes through the log, and is able to serve when it returns.
+    // Who this node is, the way to the others, and the engine: opens the folder, goes through the log or gets it from the others,
+    // and is able to serve when it returns.
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "kvasir starts");
-    let advertised = advertised(&config, &listeners);
-    let engine = tokio::select! {
-        engine = Engine::start(engine_options(&config, advertised)) => engine.map_err(|error| error.to_string())?,
+    let started = tokio::select! {
+        started = peers::start(&config, &me, socket) => started?,
         name = signals.next() => {
             tracing::info!("{name} while starting: nothing was served, stopping");
             return Ok(());
         }
     };
+    let Started { engine, identity, quic } = started;
 
     // The plugins: each comes up in the background.
     let plugins = match PluginHost::start(engine.clone(), plugin_options(&config)) {
         Ok(plugins) => plugins,
         Err(error) => {
             engine.shutdown().await;
+            quic.close().await;
             return Err(error.to_string());
         }
     };
@@ -74,9 +82,10 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
     // The doors.
     let (stop, stopping) = flag::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let door = Door::new(engine.clone(), plugins.clone(), stopping.clone());
+    let door = Door::new(engine.clone(), plugins.clone(), Some(identity.clone()), stopping.clone());
     let front = doors::front(door, |routes| routes.add_service(health_service));
     let mut serving = JoinSet::new();
+    serving.spawn(identity.keep(stopping.clone()));
     let permits = listener::permits();
     for (listener, address) in listeners {
         let settings = listener::Settings::of(&config);
@@ -104,6 +113,8 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
         }
         plugins.shutdown().await;
         engine.shutdown().await;
+        // After the engine has handed over what it led.
+        quic.close().await;
     };
     tokio::select! {
         () = stopped => {}
@@ -120,16 +131,6 @@ fn aloud(config: &Config, reason: String) -> String {
         tracing::error!("{reason}");
     }
     reason
-}
-
-fn engine_options(config: &Config, advertised: Vec<String>) -> EngineOptions {
-    let mut options = EngineOptions::new(config.data_dir.clone(), Arc::new(RealDisk));
-    options.name = config.name.clone();
-    options.client_urls = advertised;
-    options.quota_bytes = Some(config.quota_bytes.unwrap_or_else(memory::quota_default));
-    options.heartbeat_ms = config.heartbeat_ms;
-    options.election_ms = config.election_ms;
-    options
 }
 
 fn plugin_options(config: &Config) -> PluginHostOptions {
@@ -150,7 +151,7 @@ fn advertised(config: &Config, listeners: &[(TcpListener, std::net::SocketAddr)]
 }
 
 /// Logs a line that others wait for; it is written even where the level leaves it out.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     if tracing::enabled!(tracing::Level::INFO) {
         tracing::info!("{line}");
     } else {

@@ -7,6 +7,7 @@
 //! state.redb   the state file
 //! snapshot/    snapshots, taken and received
 //! plugins/     compiled plugins: a cache, may be deleted while no process runs
+//! identity/    who the node is: its key and certificates; a joining node has it before anything else
 //! BALLAST      room kept aside for the day the disk is full
 //! ```
 //!
@@ -27,6 +28,7 @@ const BALLAST: &str = "BALLAST";
 const LOG: &str = "log";
 const SNAPSHOT: &str = "snapshot";
 const PLUGINS: &str = "plugins";
+const IDENTITY: &str = "identity";
 const STAMP: &str = "kvasir data folder, format ";
 /// Longer than any text we write to `VERSION` or `LOCK`.
 const TEXT_BYTES_MAX: u64 = 256;
@@ -49,6 +51,19 @@ pub struct Space {
 }
 
 impl DataFolder {
+    /// Whether there is data of a node at `path`. Looks without touching.
+    ///
+    /// # Errors
+    /// As [`DataFolder::open`], but for what only a look cannot tell.
+    pub fn look(disk: &dyn Disk, path: &Path) -> Result<bool, StorageError> {
+        inspect(disk, path).map(|found| found == Found::Ours)
+    }
+
+    /// Where the node's identity is in the data folder at `path`.
+    pub fn identity_dir(path: &Path) -> PathBuf {
+        path.join(IDENTITY)
+    }
+
     /// Takes the data folder at `path`, making it if there is nothing.
     ///
     /// # Errors
@@ -199,7 +214,7 @@ fn inspect(disk: &dyn Disk, path: &Path) -> Result<Found, StorageError> {
     }
     let names = disk.list(path).map_err(refusal(path, "list the data folder"))?;
     if !names.iter().any(|name| name == VERSION) {
-        let made_by_us = [LOCK, VERSION_NEW, LOG, SNAPSHOT, PLUGINS];
+        let made_by_us = [LOCK, VERSION_NEW, LOG, SNAPSHOT, PLUGINS, IDENTITY];
         let foreign = names.iter().find(|name| !made_by_us.contains(&name.as_str()));
         return match foreign {
             Some(found) => Err(StorageError::NotOurs { path: path.to_path_buf(), found: found.clone() }),

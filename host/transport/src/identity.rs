@@ -11,10 +11,11 @@ mod credentials;
 mod files;
 mod name;
 
-pub use authority::{Authority, CERTIFICATE_LIFE, fingerprint};
+pub use authority::{Authority, CERTIFICATE_LIFE, fingerprint, key_hash};
 pub use credentials::{Credentials, NodeKey};
-pub use files::Folder;
+pub use files::{Folder, OperatorFiles};
 pub use name::NodeName;
+pub use rustls::pki_types::CertificateDer;
 
 /// What is wrong with a certificate, a key or the folder they lie in.
 #[derive(Debug, thiserror::Error)]

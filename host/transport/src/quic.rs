@@ -118,8 +118,29 @@ impl Quic {
         accept: Arc<dyn Accept>,
         options: QuicOptions,
     ) -> Result<Self, QuicError> {
+        Self::start_on(Self::bind(address, &options)?, credentials, accept, options)
+    }
+
+    /// Takes `address` (port 0: any) without serving yet.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub fn bind(address: SocketAddr, options: &QuicOptions) -> Result<UdpSocket, QuicError> {
+        bind(address, options.socket_buffer_bytes).map_err(|error| QuicError::Bind { address, error })
+    }
+
+    /// Serves on a socket of [`Quic::bind`]. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// When the credentials are not usable.
+    pub fn start_on(
+        socket: UdpSocket,
+        credentials: &Credentials,
+        accept: Arc<dyn Accept>,
+        options: QuicOptions,
+    ) -> Result<Self, QuicError> {
         let configs = Configs::new(credentials, &options)?;
-        let socket = bind(address, options.socket_buffer_bytes).map_err(|error| QuicError::Bind { address, error })?;
+        let address = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(config::endpoint(), Some(configs.server.clone()), socket, runtime)
             .map_err(|error| QuicError::Bind { address, error })?;
@@ -161,6 +182,11 @@ impl Quic {
         self.inner.endpoint.set_server_config(Some(configs.server.clone()));
         *self.inner.configs.write() = configs;
         Ok(())
+    }
+
+    /// Ends every connection; what is needed is connected again, with the credentials of that moment.
+    pub fn reconnect(&self, reason: &str) {
+        self.inner.connections.expel_all(reason);
     }
 
     /// Ends the connection to `node`, because it was removed: `reason` reaches its log.

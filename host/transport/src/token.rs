@@ -59,9 +59,21 @@ pub enum TokenError {
 }
 
 impl JoinToken {
+    /// Makes a token with a secret of its own.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn create(fingerprint: [u8; 32], addresses: Vec<String>) -> Result<Self, getrandom::Error> {
+        let (mut id, mut secret) = ([0; 8], [0; 32]);
+        getrandom::fill(&mut id)?;
+        getrandom::fill(&mut secret)?;
+        // 0 is no id.
+        Ok(Self { fingerprint, id: u64::from_le_bytes(id).max(1), secret, addresses })
+    }
+
     /// What the cluster keeps of the secret.
     pub fn secret_hash(&self) -> [u8; 32] {
-        Sha256::digest(self.secret).into()
+        secret_hash(&self.secret)
     }
 
     /// The token as text.
@@ -118,6 +130,11 @@ impl FromStr for JoinToken {
         }
         Ok(Self { fingerprint: *fingerprint, id: u64::from_le_bytes(*id), secret: *secret, addresses })
     }
+}
+
+/// What the cluster keeps of a secret.
+pub fn secret_hash(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
 }
 
 fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {

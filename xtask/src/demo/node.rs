@@ -30,7 +30,14 @@ impl Node {
     pub(super) fn start(program: &Path) -> Result<Self> {
         let scratch = Scratch::new()?;
         let serve = Cmd::new(program)
-            .args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--data-dir"])
+            .args([
+                "serve",
+                "--listen-client-urls",
+                "http://127.0.0.1:0",
+                "--listen-peer-urls",
+                "https://127.0.0.1:0",
+                "--data-dir",
+            ])
             .arg(scratch.path().join("data"));
         println!("  $ {serve} &");
         let mut running = serve.start()?;

@@ -128,9 +128,9 @@ fn the_scalars_of_an_empty_store_after_a_tick_have_these_bytes() {
 #[test]
 fn table_numbers_are_fixed() {
     let numbers: Vec<_> = Table::ALL.iter().map(|table| *table as u8).collect();
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(Table::from_number(6), Some(Table::DeadLetter));
-    assert_eq!(Table::from_number(8), None);
+    assert_eq!(Table::from_number(9), None);
 }
 
 /// A machine with a row in every table.
@@ -147,6 +147,9 @@ fn full() -> Machine {
     machine.run(kvasir_api::command::command::Body::Alarm(alarm));
     let quota = kvasir_api::command::QuotaSet { bytes: 1 << 30, of_tenant: true };
     machine.run(kvasir_api::command::command::Body::QuotaSet(quota));
+    super::tokens::create(&mut machine, 1);
+    super::tokens::use_it(&mut machine, 1, 7, true);
+    super::tokens::set_authorities(&mut machine, 0, &[b"one", b"two"], 1);
     let tables: std::collections::BTreeSet<_> = machine.tables.keys().map(|(table, _)| *table).collect();
     assert_eq!(tables.len(), Table::ALL.len());
     machine
@@ -248,7 +251,7 @@ fn number() -> impl Strategy<Value = u64> {
 /// A table with a key that is one of its own, and a value in the table's form with any numbers in it.
 fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
     let numbers = prop::collection::vec(number(), 13);
-    (0_usize..10, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
+    (0_usize..12, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
         |(which, n, text, other, digest)| {
             let mut out = Writer::new(1, 0);
             let (table, key) = match which {
@@ -296,6 +299,22 @@ fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
                     out.varint(n[0]);
                     (Table::DeadLetter, crate::table::dead_letter_key("p", "t", 0, Rev::new(n[1], n[2] as u32)))
                 }
+                9 => {
+                    out.bytes(&digest);
+                    out.varint(n[0]);
+                    out.byte(n[1] as u8);
+                    if n[1] != 0 {
+                        out.bytes(&digest);
+                        out.varint(n[2]);
+                    }
+                    (Table::Token, n[3].to_be_bytes().to_vec())
+                }
+                10 => {
+                    n[..3].iter().for_each(|n| out.varint(*n));
+                    out.bytes(text.as_bytes());
+                    out.bytes(other.as_bytes());
+                    (Table::Meta, b"authorities".to_vec())
+                }
                 _ => (Table::Alarm, crate::table::alarm_key(n[0], n[1] as i32)),
             };
             (table, key, out.finish())
@@ -309,6 +328,8 @@ fn again(table: Table, key: &[u8], value: &Bytes) -> Option<Vec<u8>> {
     Some(match table {
         Table::Meta if key == b"state" => Meta::decode(value).ok()?.encode(),
         Table::Meta if key.starts_with(b"mark/") => Mark::decode(value).ok()?.encode(),
+        Table::Meta if key == b"authorities" => crate::authority::Authorities::decode(value).ok()?.encode(),
+        Table::Token => crate::TokenRecord::decode(key, value).ok()?.encode(),
         Table::Meta => crate::table::encode_quota(crate::table::decode_quota(value).ok()?),
         Table::Lease => Grant::decode(value).ok()?.encode(),
         Table::Plugin => PluginRecord::decode(key, value).ok()?.encode(),

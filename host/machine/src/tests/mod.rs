@@ -15,4 +15,5 @@ mod registry;
 mod restoring;
 mod revisions;
 mod space;
+mod tokens;
 mod transactions;

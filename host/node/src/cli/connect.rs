@@ -12,6 +12,7 @@ use kvasir_api::etcdserverpb::kv_client::KvClient;
 use kvasir_api::etcdserverpb::lease_client::LeaseClient;
 use kvasir_api::etcdserverpb::maintenance_client::MaintenanceClient;
 use kvasir_api::etcdserverpb::watch_client::WatchClient;
+use kvasir_api::kvasir::cluster::v1::nodes_client::NodesClient;
 use kvasir_api::kvasir::plugin::v1::plugins_client::PluginsClient;
 use kvasir_api::v3lockpb::lock_client::LockClient;
 use tonic::transport::{Channel, Endpoint};
@@ -54,6 +55,7 @@ impl Connection {
         cluster: ClusterClient;
         maintenance: MaintenanceClient;
         plugins: PluginsClient;
+        nodes: NodesClient;
     }
 
     /// Waits for one answer within the command's timeout.

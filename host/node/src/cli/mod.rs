@@ -12,6 +12,7 @@ mod maintain;
 mod out;
 mod plugin;
 mod put;
+mod token;
 mod txn;
 mod watch;
 mod words;
@@ -82,6 +83,9 @@ pub(crate) enum Verb {
     /// Members of the cluster
     #[command(subcommand)]
     Member(maintain::Member),
+    /// Tokens, with which nodes join the cluster
+    #[command(subcommand)]
+    Token(token::Token),
     /// Alarms, such as a full quota
     #[command(subcommand)]
     Alarm(maintain::Alarm),
@@ -135,6 +139,7 @@ async fn dispatch(global: &Global, verb: Verb, out: &mut Out) -> anyhow::Result<
         Verb::Status => maintain::status(&connection, out).await?,
         Verb::Compaction(compaction) => compaction.run(&connection, out).await?,
         Verb::Member(member) => member.run(&connection, out).await?,
+        Verb::Token(token) => token.run(&connection, out).await?,
         Verb::Alarm(alarm) => alarm.run(&connection, out).await?,
         Verb::Plugin(plugin) => plugin.run(&connection, out).await?,
     }
@@ -153,6 +158,12 @@ fn lease_id(text: &str) -> Result<i64, String> {
         Ok(id) if id >= 0 => Ok(id),
         _ => Err("not a lease ID; give it in hexadecimal, as `lease grant` prints it".to_owned()),
     }
+}
+
+/// An id of a member or a token, in hexadecimal as it is printed.
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+        .map_err(|_| "not an ID; give it in hexadecimal, as it is printed".to_owned())
 }
 
 #[cfg(test)]
@@ -195,6 +206,9 @@ mod tests {
             "compaction 5 --physical",
             "member list",
             "alarm disarm",
+            "token create --ttl 30m",
+            "token ls -w json",
+            "token rm 1f",
             "plugin install a.wasm --grant kv:read=/config/ --grant kv:write=/rendered/ --config k=v --dry-run",
             "plugin install a.wasm --manifest plugin.toml --accept-requested --upgrade",
             "plugin ls",

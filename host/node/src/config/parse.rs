@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvasir_api::limits;
+
 use super::{ConfigError, Given, LogOutput};
 
 /// The setting's value, or the default when it was not given.
@@ -24,6 +26,9 @@ pub(super) fn or<T>(
 pub(super) fn name(text: &str) -> Result<String, String> {
     match text {
         "" => Err("is empty; give a name".to_owned()),
+        _ if text.len() > limits::MEMBER_NAME_BYTES_MAX => {
+            Err(format!("is too long; give at most {} bytes", limits::MEMBER_NAME_BYTES_MAX))
+        }
         _ => Ok(text.to_owned()),
     }
 }
@@ -76,6 +81,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "is not a duration; give a whole number with its unit, such as 20s, 500ms or 2h".to_owned())
 }
 
+/// Long enough to be renewed in time, short enough to be worth renewing.
+pub(super) fn certificate_life(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        life if (Duration::from_secs(5)..=Duration::from_secs(366 * 24 * 3_600)).contains(&life) => Ok(life),
+        _ => Err("is out of bounds; give 5s to 8784h, such as 720h".to_owned()),
+    }
+}
+
 /// `http://host:port`, comma-separated, as `host:port`.
 pub(super) fn listen(text: &str) -> Result<Vec<String>, String> {
     text.split(',').map(|url| host_and_port(url.trim())).collect()
@@ -90,14 +103,26 @@ fn host_and_port(url: &str) -> Result<String, String> {
     if url.starts_with("https://") {
         return Err("asks for TLS, which is not supported in this version; give an http:// URL".to_owned());
     }
-    let wrong = || "is not a URL of the form http://host:port; give one, such as http://127.0.0.1:2379".to_owned();
-    let authority = url.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
-    let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
+    authority(url, "http://")
+        .ok_or_else(|| "is not a URL of the form http://host:port; give one, such as http://127.0.0.1:2379".to_owned())
+}
+
+/// The `host:port` of a URL of this scheme and nothing else.
+pub(super) fn authority(url: &str, scheme: &str) -> Option<String> {
+    let authority = url.strip_prefix(scheme)?.trim_end_matches('/');
+    let (host, port) = authority.rsplit_once(':')?;
     let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
-    if host.is_empty() || bare_ipv6 || host.contains(['/', '?', '@', ' ']) || port.parse::<u16>().is_err() {
-        return Err(wrong());
+    let wrong = host.is_empty() || bare_ipv6 || host.contains(['/', '?', '@', ' ']) || port.parse::<u16>().is_err();
+    (!wrong).then(|| authority.to_owned())
+}
+
+/// A setting that is on or off; the bare flag turns it on.
+pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "" | "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is neither yes nor no; give true or false".to_owned()),
     }
-    Ok(authority.to_owned())
 }
 
 /// A level, or filter directives that name one of kvasir's modules.

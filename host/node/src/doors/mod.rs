@@ -15,6 +15,7 @@ pub(crate) mod listener;
 mod lock;
 mod maintenance;
 mod metrics;
+mod nodes;
 mod pages;
 mod plugins;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use kvasir_api::etcdserverpb::cluster_server::ClusterServer;
 use kvasir_api::etcdserverpb::kv_server::KvServer;
 use kvasir_api::etcdserverpb::lease_server::LeaseServer;
 use kvasir_api::etcdserverpb::maintenance_server::MaintenanceServer;
+use kvasir_api::kvasir::cluster::v1::nodes_server::NodesServer;
 use kvasir_api::kvasir::plugin::v1::plugins_server::PluginsServer;
 use kvasir_api::limits;
 use kvasir_api::v3lockpb::lock_server::LockServer;
@@ -42,11 +44,15 @@ use tonic::{Code, Status};
 
 pub(crate) use front::Front;
 
+use crate::identity::Identity;
+
 /// What every door needs: the engine, the plugins, and to know when the node stops.
 #[derive(Clone)]
 pub(crate) struct Door {
     engine: Engine,
     plugins: PluginHost,
+    /// `None` for a node that no other can reach.
+    identity: Option<Identity>,
     caller: Arc<Caller>,
     installs: Arc<Semaphore>,
     stopping: flag::Receiver<bool>,
@@ -54,9 +60,9 @@ pub(crate) struct Door {
 
 impl Door {
     /// `stopping` turns true when open streams are to end.
-    pub(crate) fn new(engine: Engine, plugins: PluginHost, stopping: flag::Receiver<bool>) -> Door {
+    pub(crate) fn new(engine: Engine, plugins: PluginHost, identity: Option<Identity>, stopping: flag::Receiver<bool>) -> Door {
         let installs = Arc::new(Semaphore::new(limits::INSTALLS_MAX));
-        Door { engine, plugins, caller: Arc::new(Caller::client()), installs, stopping }
+        Door { engine, plugins, identity, caller: Arc::new(Caller::client()), installs, stopping }
     }
 
     /// Resolves once the node stops.
@@ -87,7 +93,8 @@ pub(crate) fn front(door: Door, health: impl FnOnce(Routes) -> Routes) -> Front 
         .add_service(sized!(ClusterServer))
         .add_service(sized!(MaintenanceServer))
         .add_service(sized!(LockServer))
-        .add_service(sized!(PluginsServer));
+        .add_service(sized!(PluginsServer))
+        .add_service(sized!(NodesServer));
     let router: Router = health(routes).into_axum_router().merge(pages::router(door)).fallback(nothing_here);
     Front::new(router.with_state(()), engine)
 }

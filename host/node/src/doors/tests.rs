@@ -53,7 +53,7 @@ impl Node {
         let plugins = PluginHost::start(engine.clone(), options).expect("a plugin host");
         let (stop, stopping) = flag::channel(false);
         let (_, health) = tonic_health::server::health_reporter();
-        let door = Door::new(engine.clone(), plugins.clone(), stopping.clone());
+        let door = Door::new(engine.clone(), plugins.clone(), None, stopping.clone());
         let front = front(door, |routes| routes.add_service(health)).with_body_timeout(timeout);
         let (listener, address) = listener::bind("127.0.0.1:0").await.expect("a free port");
         let config = Config::settle(|_| None, |_| None).expect("defaults");

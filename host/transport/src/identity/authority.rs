@@ -16,12 +16,26 @@ use super::{IdentityError, NodeName};
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long an authority is good for.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Certificates are good from a little before they were made: clocks differ.
-const BACKDATED: Duration = Duration::from_secs(3600);
+/// Certificates are good from a little before they were made, because clocks differ: a tenth of their life, but at most this.
+const BACKDATED_MAX: Duration = Duration::from_secs(3600);
 
 /// SHA-256 of a certificate's DER bytes: what a join token names an authority by.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate.as_ref()).into()
+}
+
+/// SHA-256 of the public key in a request for a certificate, which must be signed with that key.
+///
+/// # Errors
+/// `Invalid`.
+pub fn key_hash(request: &[u8]) -> Result<[u8; 32], IdentityError> {
+    let request = parse(request)?;
+    Ok(Sha256::digest(rcgen::PublicKeyData::subject_public_key_info(&request.public_key)).into())
+}
+
+fn parse(request: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+        .map_err(|error| IdentityError::invalid("the request for a certificate", error))
 }
 
 /// Signs the certificates of one cluster's nodes.
@@ -88,8 +102,7 @@ impl Authority {
         now: SystemTime,
         life: Duration,
     ) -> Result<CertificateDer<'static>, IdentityError> {
-        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
-            .map_err(|error| IdentityError::invalid("the request for a certificate", error))?;
+        let request = parse(request)?;
         let mut params = params(now, life, name.uri());
         params.subject_alt_names = [SanType::URI as fn(_) -> _, SanType::DnsName as fn(_) -> _]
             .into_iter()
@@ -111,7 +124,7 @@ fn params(now: SystemTime, life: Duration, common_name: String) -> CertificatePa
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
-    params.not_before = OffsetDateTime::from(now - BACKDATED);
+    params.not_before = OffsetDateTime::from(now - BACKDATED_MAX.min(life / 10));
     params.not_after = OffsetDateTime::from(now + life);
     params
 }

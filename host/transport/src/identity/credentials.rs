@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
 use super::{IdentityError, NodeName};
 
@@ -68,6 +68,10 @@ pub struct Credentials {
     name: NodeName,
     key: NodeKey,
     certificate: CertificateDer<'static>,
+    /// Between the certificate and an authority, where the operator's own have some.
+    intermediates: Vec<CertificateDer<'static>>,
+    /// Which of the roots signed the certificate, or what lies between.
+    issuer: usize,
     /// More than one while the authority is being replaced.
     roots: Vec<CertificateDer<'static>>,
     not_before: SystemTime,
@@ -84,6 +88,21 @@ impl Credentials {
         certificate: CertificateDer<'static>,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, IdentityError> {
+        Self::with_chain(key, vec![certificate], roots)
+    }
+
+    /// As [`Credentials::new`], with the certificates that lie between the node's, which is the first, and an authority's.
+    ///
+    /// # Errors
+    /// As [`Credentials::new`].
+    pub fn with_chain(
+        key: NodeKey,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        let mut chain = chain.into_iter();
+        let certificate = chain.next().ok_or_else(|| IdentityError::invalid("the node's certificate", "there is none"))?;
+        let intermediates: Vec<_> = chain.collect();
         let name = NodeName::of(&certificate)?;
         if !key.fits(&certificate)? {
             return Err(IdentityError::invalid("the node's certificate", "it is not for the node's key"));
@@ -92,7 +111,34 @@ impl Credentials {
             return Err(IdentityError::invalid("the cluster's authorities", "there is none"));
         }
         let (not_before, not_after) = validity(&certificate)?;
-        Ok(Self { name, key, certificate, roots, not_before, not_after })
+        let mut issuer = Err(IdentityError::invalid("the node's certificate", "there is no authority"));
+        for (place, root) in roots.iter().enumerate() {
+            issuer = signed_by(&certificate, &intermediates, root, not_before).map(|()| place);
+            if issuer.is_ok() {
+                break;
+            }
+        }
+        Ok(Self { name, key, certificate, intermediates, issuer: issuer?, roots, not_before, not_after })
+    }
+
+    /// The same key and certificate, trusting other authorities.
+    ///
+    /// # Errors
+    /// `Invalid` when the certificate is of none of them.
+    pub fn trusting(&self, roots: Vec<CertificateDer<'static>>) -> Result<Self, IdentityError> {
+        self.certified(self.certificate.clone(), roots)
+    }
+
+    /// The same key with another certificate.
+    ///
+    /// # Errors
+    /// As [`Credentials::new`].
+    pub fn certified(
+        &self,
+        certificate: CertificateDer<'static>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        Self::new(NodeKey::from_pem(&self.key.pem())?, certificate, roots)
     }
 
     /// Whose they are.
@@ -115,6 +161,11 @@ impl Credentials {
         &self.roots
     }
 
+    /// The authority that vouches for the certificate.
+    pub fn issuer(&self) -> &CertificateDer<'static> {
+        &self.roots[self.issuer]
+    }
+
     /// When the certificate ends.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
@@ -128,12 +179,33 @@ impl Credentials {
 
     /// The certificate and, for those who know the authority only by its fingerprint, the authorities behind it.
     pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        std::iter::once(&self.certificate).chain(&self.roots).cloned().collect()
+        std::iter::once(&self.certificate).chain(&self.intermediates).chain(&self.roots).cloned().collect()
     }
 
     pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
         self.key.der()
     }
+}
+
+/// Whether a chain leads from the certificate to the root. Time is left to each connection: credentials may be over, and say so.
+fn signed_by(
+    certificate: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    at: SystemTime,
+) -> Result<(), IdentityError> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        IdentityError::invalid("the node's certificate", format!("it is of none of the authorities ({error})"))
+    };
+    let anchor = webpki::anchor_from_trusted_cert(root).map_err(|error| wrong(&error))?;
+    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|error| wrong(&error))?;
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+    let usage = webpki::KeyUsage::server_auth();
+    parsed
+        .verify_for_usage(algorithms, &[anchor], intermediates, UnixTime::since_unix_epoch(since), usage, None, None)
+        .map(|_| ())
+        .map_err(|error| wrong(&error))
 }
 
 fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), IdentityError> {

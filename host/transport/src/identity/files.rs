@@ -13,9 +13,11 @@ use super::{Authority, Credentials, IdentityError, NodeKey};
 /// Files here are small; one that is not is none of ours.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// `tls/` in the data folder: `node.crt`, `node.key`, `ca.crt`, and on a voter `ca.key`.
+/// `identity/` in the data folder: `node.key`, `node.crt`, `ca.crt` (the authorities trusted, the one that signs first) and on a
+/// voter `ca.key` (their keys).
 ///
-/// Files are replaced whole. Keys have mode 0600; one that others may read is refused, not mended: it may have been read.
+/// Files are replaced whole. Keys have mode 0600; one that others may read is refused, not mended: it may have been read. A key
+/// is stored before the certificate that it belongs to, so that a change cut short leaves a key too many and never one too few.
 #[derive(Debug, Clone)]
 pub struct Folder {
     path: PathBuf,
@@ -40,7 +42,7 @@ impl Folder {
         let Some(key) = self.secret("node.key")? else { return Ok(None) };
         let Some(certificate) = self.certificates("node.crt")?.and_then(|all| all.into_iter().next()) else { return Ok(None) };
         let roots = self.certificates("ca.crt")?.unwrap_or_default();
-        Credentials::new(NodeKey::from_pem(&key)?, certificate, roots).map(Some)
+        Credentials::new(self.node_key(&key)?, certificate, roots).map(Some)
     }
 
     /// Stores the node's credentials. The certificate goes last: without it a start asks for a new one.
@@ -53,35 +55,55 @@ impl Folder {
         self.write("node.crt", &pem(std::slice::from_ref(credentials.certificate())), 0o644)
     }
 
-    /// The cluster's authority, if its key is here.
+    /// The node's key alone, from before it had a certificate, or a new one, which is stored.
     ///
     /// # Errors
     /// As [`Folder::credentials`].
-    pub fn authority(&self) -> Result<Option<Authority>, IdentityError> {
-        let Some(key) = self.secret("ca.key")? else { return Ok(None) };
-        let Some(certificate) = self.certificates("ca.crt")?.and_then(|all| all.into_iter().next()) else {
-            return Err(IdentityError::invalid(self.show("ca.crt"), "it is missing beside ca.key"));
-        };
-        Authority::load(certificate, &key).map(Some)
+    pub fn key(&self) -> Result<NodeKey, IdentityError> {
+        if let Some(pem) = self.secret("node.key")? {
+            return self.node_key(&pem);
+        }
+        let key = NodeKey::generate()?;
+        self.write("node.key", &key.pem(), 0o600)?;
+        Ok(key)
     }
 
-    /// Stores the authority.
+    fn node_key(&self, pem: &str) -> Result<NodeKey, IdentityError> {
+        NodeKey::from_pem(pem).map_err(|error| IdentityError::invalid(self.show("node.key"), error))
+    }
+
+    /// The authorities among those trusted whose keys are here.
+    ///
+    /// # Errors
+    /// As [`Folder::credentials`].
+    pub fn authorities(&self) -> Result<Vec<Authority>, IdentityError> {
+        let Some(keys) = self.secret("ca.key")? else { return Ok(Vec::new()) };
+        let roots = self.certificates("ca.crt")?.unwrap_or_default();
+        let blocks = pem::parse_many(&keys).map_err(|error| IdentityError::invalid(self.show("ca.key"), error))?;
+        if blocks.is_empty() {
+            return Err(IdentityError::invalid(self.show("ca.key"), "there is no key in it"));
+        }
+        let mut authorities = Vec::new();
+        for block in &blocks {
+            let key = pem::encode(block);
+            NodeKey::from_pem(&key).map_err(|_| IdentityError::invalid(self.show("ca.key"), "it is not a private key"))?;
+            // One whose certificate is not trusted, or not any more, is of a change that was cut short.
+            authorities.extend(roots.iter().find_map(|root| Authority::load(root.clone(), &key).ok()));
+        }
+        Ok(authorities)
+    }
+
+    /// Stores the authorities' keys.
     ///
     /// # Errors
     /// `Io`.
-    pub fn store_authority(&self, authority: &Authority) -> Result<(), IdentityError> {
-        self.write("ca.crt", &pem(std::slice::from_ref(authority.certificate())), 0o644)?;
-        self.write("ca.key", &authority.key_pem(), 0o600)
+    pub fn store_authorities<'a>(&self, authorities: impl IntoIterator<Item = &'a Authority>) -> Result<(), IdentityError> {
+        self.write("ca.key", &authorities.into_iter().map(Authority::key_pem).collect::<String>(), 0o600)
     }
 
     fn certificates(&self, file: &str) -> Result<Option<Vec<CertificateDer<'static>>>, IdentityError> {
         let Some(text) = self.read(file)? else { return Ok(None) };
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        let all = all.map_err(|error| IdentityError::invalid(self.show(file), error))?;
-        if all.is_empty() {
-            return Err(IdentityError::invalid(self.show(file), "there is no certificate in it"));
-        }
-        Ok(Some(all))
+        parse_certificates(&text, &self.show(file)).map(Some)
     }
 
     fn secret(&self, file: &str) -> Result<Option<String>, IdentityError> {
@@ -133,6 +155,58 @@ impl Folder {
     fn io<T>(&self, file: &str, result: io::Result<T>) -> Result<T, IdentityError> {
         result.map_err(|error| IdentityError::Io { path: self.show(file), error })
     }
+}
+
+/// The operator's own certificates, in files that others look after and may replace at any time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperatorFiles {
+    /// The node's certificate, and after it those between it and an authority.
+    pub certificate: PathBuf,
+    /// Its key, PKCS #8.
+    pub key: PathBuf,
+    /// The authorities to trust.
+    pub trusted: PathBuf,
+}
+
+impl OperatorFiles {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// `Io`, `Invalid`.
+    pub fn read(&self) -> Result<Credentials, IdentityError> {
+        let text = |path: &Path| {
+            let shown = path.display().to_string();
+            let length = fs::metadata(path).map_err(|error| IdentityError::Io { path: shown.clone(), error })?.len();
+            if length > FILE_BYTES_MAX {
+                return Err(IdentityError::invalid(shown, format!("it has {length} bytes")));
+            }
+            fs::read_to_string(path).map_err(|error| IdentityError::Io { path: shown, error })
+        };
+        let certificates = |path: &Path| parse_certificates(&text(path)?, &path.display().to_string());
+        let key = NodeKey::from_pem(&text(&self.key)?).map_err(|_| {
+            let remedy = "it is no private key in PEM as PKCS #8; `openssl pkcs8 -topk8 -nocrypt -in KEY` makes one of another";
+            IdentityError::invalid(self.key.display().to_string(), remedy)
+        })?;
+        Credentials::with_chain(key, certificates(&self.certificate)?, certificates(&self.trusted)?)
+            .map_err(|error| IdentityError::invalid(self.certificate.display().to_string(), error))
+    }
+
+    /// When each was last changed and how long it is, as far as can be told: what changes when they are replaced.
+    pub fn marks(&self) -> [Option<(std::time::SystemTime, u64)>; 3] {
+        [&self.certificate, &self.key, &self.trusted].map(|path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        })
+    }
+}
+
+fn parse_certificates(text: &str, shown: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    let all = all.map_err(|error| IdentityError::invalid(shown, error))?;
+    if all.is_empty() {
+        return Err(IdentityError::invalid(shown, "there is no certificate in it"));
+    }
+    Ok(all)
 }
 
 fn pem(certificates: &[CertificateDer<'_>]) -> String {

@@ -19,18 +19,18 @@ fn made(authority: &Authority, name: NodeName) -> Credentials {
 #[test]
 fn credentials_and_the_authority_are_read_as_they_were_stored_and_keys_are_their_owners() {
     let scratch = tempfile::tempdir().unwrap();
-    let folder = Folder::new(scratch.path().join("tls"));
-    assert!(folder.credentials().unwrap().is_none() && folder.authority().unwrap().is_none());
+    let folder = Folder::new(scratch.path().join("identity"));
+    assert!(folder.credentials().unwrap().is_none() && folder.authorities().unwrap().is_empty());
 
     let authority = Authority::create(NAME.cluster, SystemTime::now()).unwrap();
-    folder.store_authority(&authority).unwrap();
+    folder.store_authorities([&authority]).unwrap();
     let credentials = made(&authority, NAME);
     folder.store(&credentials).unwrap();
 
     let read = folder.credentials().unwrap().unwrap();
     assert_eq!((read.name(), read.certificate()), (NAME, credentials.certificate()));
     // The authority that was read signs what the stored roots trust.
-    let again = made(&folder.authority().unwrap().unwrap(), NAME);
+    let again = made(&folder.authorities().unwrap()[0], NAME);
     assert_eq!(fingerprint(&again.roots()[0]), fingerprint(authority.certificate()));
     for key in ["node.key", "ca.key"] {
         let mode = std::fs::metadata(folder.path().join(key)).unwrap().permissions().mode() & 0o777;

@@ -68,6 +68,12 @@ impl Connections {
         }
     }
 
+    pub(super) fn expel_all(&self, reason: &str) {
+        for (_, live) in self.live.lock().drain() {
+            live.connection.close(Code::Stopping.into(), reason.as_bytes());
+        }
+    }
+
     fn dial(&self, peer: u64) -> Arc<tokio::sync::Mutex<Dial>> {
         Arc::clone(self.dials.lock().entry(peer).or_default())
     }

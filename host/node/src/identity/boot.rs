@@ -1,0 +1,142 @@
+//! What a node starts with: read, given or made.
+//!
+//! **Invariant:** a node that has an identity never takes another, and a data folder without one never gets that of a joining node.
+
+use std::time::{Duration, SystemTime};
+
+use kvasir_consensus::{Boot, Member, cluster_id, node_id};
+use kvasir_transport::identity::{Authority, Credentials, Folder, NodeKey, NodeName};
+
+use super::{Source, blocking, joining};
+use crate::config::Config;
+use crate::config::peers::Origin;
+
+/// What was settled.
+pub(crate) struct Booted {
+    pub(crate) credentials: Credentials,
+    /// Authorities whose keys are here.
+    pub(crate) authorities: Vec<Authority>,
+    pub(crate) boot: Boot,
+    /// Made just now, to be stored once the data folder is this node's.
+    pub(crate) fresh: bool,
+}
+
+/// Settles who this node is.
+///
+/// # Errors
+/// One line: what cannot be used, and what to do.
+pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me: &Member) -> Result<Booted, String> {
+    let folder = match source {
+        Source::Operator(files) => {
+            let files = files.clone();
+            let credentials = blocking(move || files.read()).await.map_err(|error| format!("--peer-cert-file: {error}"))?;
+            return of_operator(config, credentials, has_data);
+        }
+        Source::Cluster(folder) => folder,
+    };
+    if let Some(booted) = stored(folder, config.certificate_life).await? {
+        if let Origin::Join { .. } = config.peers.origin {
+            tracing::info!(node = %booted.credentials.name(), "--join is ignored: this node has joined already");
+        }
+        return Ok(booted);
+    }
+    let name = bootstrap_name(config);
+    match &config.peers.origin {
+        Origin::Join { .. } if has_data => Err(format!(
+            "--data-dir {} holds data of a node without its identity: give an empty folder to join with, or put the folder \
+             `identity` back",
+            config.data_dir.display()
+        )),
+        Origin::Join { token, learner } => {
+            let credentials = joining::join(folder, token, *learner, me).await?;
+            let boot = boot_of(&credentials);
+            Ok(Booted { credentials, authorities: Vec::new(), boot, fresh: false })
+        }
+        Origin::Founder | Origin::Static(_) | Origin::Existing => {
+            if has_data {
+                tracing::warn!(
+                    "the data folder has no identity: a new certificate authority is made; if this node is one of several, stop it \
+                     and put its folder `identity` back, or replace the member"
+                );
+            }
+            let (credentials, authority) = blocking({
+                let life = config.certificate_life;
+                move || {
+                    let (now, key) = (SystemTime::now(), NodeKey::generate()?);
+                    let authority = Authority::create(name.cluster, now)?;
+                    let certificate = authority.sign(&key.request()?, name, now, life)?;
+                    Ok((Credentials::new(key, certificate, vec![authority.certificate().clone()])?, authority))
+                }
+            })
+            .await?;
+            Ok(Booted { credentials, authorities: vec![authority], boot: Boot::Alone, fresh: true })
+        }
+    }
+}
+
+/// The name that token and node name make at bootstrap.
+fn bootstrap_name(config: &Config) -> NodeName {
+    let token = &config.peers.cluster_token;
+    NodeName { cluster: cluster_id(token), node: node_id(token, &config.name) }
+}
+
+/// A node that has its identity waits for what is replicated to it, should its data be gone: it never founds a second cluster.
+fn boot_of(credentials: &Credentials) -> Boot {
+    let NodeName { cluster, node } = credentials.name();
+    Boot::Join { node_id: node, cluster_id: cluster }
+}
+
+async fn stored(folder: &Folder, life: Duration) -> Result<Option<Booted>, String> {
+    let place = folder.path().display().to_string();
+    let read = folder.clone();
+    let unusable = |error: String| {
+        format!("the node's identity in {place} cannot be used: {error}; put it back from a backup, or replace the member")
+    };
+    let found = blocking(move || Ok((read.credentials()?, read.authorities()?))).await.map_err(unusable)?;
+    let (Some(mut credentials), authorities) = found else { return Ok(None) };
+    let now = SystemTime::now();
+    if credentials.is_due(now)
+        && let Some(authority) = authorities.iter().find(|authority| *authority.certificate() == credentials.roots()[0])
+    {
+        let sign = || {
+            let certificate = authority.sign(&credentials.key().request()?, credentials.name(), now, life)?;
+            credentials.certified(certificate, credentials.roots().to_vec())
+        };
+        // In memory; it is stored by the next renewal, once the folder is known to be this process's.
+        credentials = sign().map_err(|error| unusable(error.to_string()))?;
+    }
+    if credentials.not_after() <= now {
+        return Err(format!(
+            "the certificate of this node in {place} has ended while it was down, and it has no authority's key to renew it: remove \
+             the member with `kvasir member remove {:x}` and join again with an empty folder, or set the clock if it is wrong",
+            credentials.name().node
+        ));
+    }
+    let boot = boot_of(&credentials);
+    Ok(Some(Booted { credentials, authorities, boot, fresh: false }))
+}
+
+fn of_operator(config: &Config, credentials: Credentials, has_data: bool) -> Result<Booted, String> {
+    let token = &config.peers.cluster_token;
+    let expected = bootstrap_name(config);
+    let name = credentials.name();
+    let boot = match &config.peers.origin {
+        Origin::Existing => boot_of(&credentials),
+        _ if !has_data && name != expected => {
+            return Err(format!(
+                "--peer-cert-file is for {name}, and this node is {expected}: it needs a certificate with the URI {expected} and the DNS \
+                 name {} among its alternative names (`kvasir cert name` prints them)",
+                expected.dns()
+            ));
+        }
+        Origin::Static(members) => {
+            let member = |(name, urls): (&String, &Vec<String>)| {
+                let member = Member { name: name.clone(), peer_urls: urls.clone(), ..Member::default() };
+                (node_id(token, name), member)
+            };
+            Boot::Static(members.iter().map(member).collect())
+        }
+        _ => Boot::Alone,
+    };
+    Ok(Booted { credentials, authorities: Vec::new(), boot, fresh: false })
+}
