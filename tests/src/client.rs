@@ -99,12 +99,17 @@ impl Client {
     /// # Panics
     /// When it cannot within the deadline.
     pub async fn connect(endpoint: &str) -> Self {
-        let endpoint = Endpoint::from_shared(endpoint.to_owned()).unwrap().tcp_nodelay(true);
-        let channel = eventually("the node takes connections", DEADLINE, || async {
-            endpoint.connect().await.map_err(|error| format!("{error:?}"))
-        })
-        .await;
-        Self {
+        eventually("the node takes connections", DEADLINE, || Self::try_connect(endpoint, DEADLINE)).await
+    }
+
+    /// Connects once, for clients that try others when they cannot.
+    ///
+    /// # Errors
+    /// Why it cannot within this span.
+    pub async fn try_connect(endpoint: &str, within: Duration) -> Result<Self, String> {
+        let endpoint = Endpoint::from_shared(endpoint.to_owned()).unwrap().tcp_nodelay(true).connect_timeout(within);
+        let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
+        Ok(Self {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX),
             watch: WatchClient::new(channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX),
             lease: LeaseClient::new(channel.clone()),
@@ -112,7 +117,7 @@ impl Client {
             maintenance: MaintenanceClient::new(channel.clone()),
             lock: LockClient::new(channel.clone()),
             plugins: PluginsClient::new(channel),
-        }
+        })
     }
 
     /// Puts a value and answers with the whole response.

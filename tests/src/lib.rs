@@ -31,10 +31,12 @@ mod eventually;
 pub mod oracle;
 mod process;
 mod random;
+mod relay;
 mod skip;
 
 pub use client::{Client, Install, Watching};
 pub use eventually::{DEADLINE, eventually};
-pub use process::{Cli, Failure, Node, NodeBuilder, run};
+pub use process::{Addresses, Cli, Cluster, ClusterBuilder, Failure, Node, NodeBuilder, run};
 pub use random::Random;
+pub use relay::{Counts, Relay, Rule};
 pub use skip::skip;

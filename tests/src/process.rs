@@ -3,10 +3,12 @@
 //! **Invariant:** a process dies with the [`Node`] that owns it, and with the test process, however that one ends.
 
 mod cli;
+mod cluster;
 mod log;
 mod spawn;
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -16,7 +18,8 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 pub use cli::{Cli, run};
-use log::Log;
+pub use cluster::{Addresses, Cluster, ClusterBuilder};
+use log::{Log, OnPeerAddress};
 use spawn::{spawn, wait_until};
 
 use crate::{Client, DEADLINE, artefacts};
@@ -36,13 +39,15 @@ pub struct Node {
 }
 
 /// How to start a node: data folder, flags, environment.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     listen: Option<String>,
     working_dir: Option<PathBuf>,
+    on_peer_address: Option<OnPeerAddress>,
+    ready_within: Option<Duration>,
 }
 
 /// What is left of a node that ended before it was ready.
@@ -127,8 +132,7 @@ impl Node {
     /// # Panics
     /// When it does not within the deadline.
     pub fn terminate(&mut self) -> ExitStatus {
-        let child = self.child.as_ref().expect("the node runs");
-        rustix::process::kill_process(pid_of(child), Signal::TERM).expect("the node can be signalled");
+        self.signal(Signal::TERM);
         self.wait()
     }
 
@@ -148,6 +152,39 @@ impl Node {
                 panic!("the node did not end within {DEADLINE:?}");
             }
         }
+    }
+
+    /// SIGSTOP: the process stands still, its sockets stay open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT: it goes on where it was.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the node runs");
+        rustix::process::kill_process(pid_of(child), signal).expect("the node can be signalled");
+    }
+
+    /// Anonymous memory of the process in bytes (`RssAnon` of `/proc/PID/status`): its own, without files it has mapped.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn anonymous_bytes(&self) -> u64 {
+        let pid = self.pid().expect("the node runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the system tells about its processes");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the system counts memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib * 1024
     }
 
     /// Whether the process is still there.
@@ -175,11 +212,16 @@ impl Node {
         self.builder.listen = before;
     }
 
+    /// Where every later start listens for clients (`127.0.0.1:45123`).
+    pub fn listen_at(&mut self, address: &str) {
+        self.builder.listen = Some(format!("http://{address}"));
+    }
+
     /// Starts the stopped node again on the same folder and kills it after `span`, ready or not.
     pub fn start_and_kill(&mut self, span: Duration) {
         assert!(self.child.is_none(), "the node still runs");
         let mut child = spawn(serve(&self.builder, &self.data_dir)).unwrap();
-        let log = Log::follow(child.stderr.take().unwrap());
+        let log = Log::follow(child.stderr.take().unwrap(), None);
         // Not a wait for something: the span is where the kill strikes.
         std::thread::sleep(span);
         let _ = child.kill();
@@ -244,6 +286,20 @@ impl NodeBuilder {
         self
     }
 
+    /// Tells where the node listens for peers as soon as it does, at each start.
+    #[must_use]
+    pub fn on_peer_address(mut self, told: impl Fn(SocketAddr) + Send + Sync + 'static) -> Self {
+        self.on_peer_address = Some(Arc::new(told));
+        self
+    }
+
+    /// How long each start may take: one that must be sent much before it can serve takes longer than others.
+    #[must_use]
+    pub fn ready_within(mut self, span: Duration) -> Self {
+        self.ready_within = Some(span);
+        self
+    }
+
     /// Runs it in this folder without any flag, so that the data is in `kvasir-data` there; the port is still a free one.
     #[must_use]
     pub fn without_flags_in(mut self, working_dir: impl Into<PathBuf>) -> Self {
@@ -282,11 +338,20 @@ impl NodeBuilder {
     }
 }
 
+impl std::fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeBuilder")
+            .field("data_dir", &self.data_dir)
+            .field("arguments", &self.arguments)
+            .finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.status {
             Some(status) => writeln!(f, "it ended with {status}:")?,
-            None => writeln!(f, "it was not ready within {DEADLINE:?}:")?,
+            None => writeln!(f, "it was not ready in time:")?,
         }
         f.write_str(&self.stderr)
     }
@@ -311,8 +376,8 @@ fn serve(builder: &NodeBuilder, data_dir: &Path) -> Command {
 
 fn launch(builder: &NodeBuilder, data_dir: &Path) -> Result<(Child, Arc<Log>, String), Failure> {
     let mut child = spawn(serve(builder, data_dir)).unwrap();
-    let log = Log::follow(child.stderr.take().unwrap());
-    match log.wait_ready(Instant::now() + DEADLINE) {
+    let log = Log::follow(child.stderr.take().unwrap(), builder.on_peer_address.clone());
+    match log.wait_ready(Instant::now() + builder.ready_within.unwrap_or(DEADLINE)) {
         Some(address) => Ok((child, log, address)),
         None => {
             let grace = Instant::now() + if log.is_closed() { DEADLINE } else { Duration::ZERO };

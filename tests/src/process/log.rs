@@ -1,12 +1,17 @@
-//! What a node writes to stderr, read as it comes; the line that says it is ready is among it.
+//! What a node writes to stderr, read as it comes; the lines that say where it listens are among it.
 //!
 //! **Invariant:** nothing of it is lost: a failed test shows it.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 const READY: &str = "ready to serve client requests on ";
+const PEERS: &str = "listening for peers on ";
+
+/// Is told where a node listens for peers, at once: before the node is ready, which may need peers.
+pub(super) type OnPeerAddress = Arc<dyn Fn(SocketAddr) + Send + Sync>;
 
 /// A process's stderr, read as it comes.
 #[derive(Debug, Default)]
@@ -23,15 +28,17 @@ struct LogState {
 }
 
 impl Log {
-    pub(super) fn follow(stderr: impl Read + Send + 'static) -> Arc<Self> {
+    pub(super) fn follow(stderr: impl Read + Send + 'static, on_peer_address: Option<OnPeerAddress>) -> Arc<Self> {
         let log = Arc::new(Self::default());
         let writer = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
+                if let (Some(on_peer_address), Some(address)) = (&on_peer_address, address_after(&line, PEERS)) {
+                    on_peer_address(address.parse().expect("the node logs an address"));
+                }
                 let mut state = writer.state.lock().unwrap();
-                if let Some((_, address)) = line.split_once(READY) {
-                    let address = address.split(|c: char| c.is_whitespace() || c == ',').next().unwrap_or_default();
+                if let Some(address) = address_after(&line, READY) {
                     state.ready = Some(address.to_owned());
                 }
                 state.lines.push(line);
@@ -76,5 +83,28 @@ impl Log {
         let state = self.state.lock().unwrap();
         let from = state.lines.len().saturating_sub(lines);
         state.lines[from..].iter().flat_map(|line| [line.as_str(), "\n"]).collect()
+    }
+}
+
+/// The word after `marker`, which is an address and may have something behind it.
+fn address_after<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(marker)?;
+    rest.split(|c: char| c.is_whitespace() || c == ',').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_are_read_from_the_lines_that_say_them() {
+        let (told, heard) = std::sync::mpsc::channel();
+        let text =
+            b"2026 INFO kvasir: listening for peers on 127.0.0.1:41\n\xff\nready to serve client requests on 127.0.0.1:42, 7\n";
+        let log = Log::follow(&text[..], Some(Arc::new(move |address| told.send(address).unwrap())));
+        log.wait_closed();
+        assert_eq!(log.wait_ready(Instant::now()).as_deref(), Some("127.0.0.1:42"));
+        assert_eq!(heard.recv().unwrap(), "127.0.0.1:41".parse().unwrap());
+        assert_eq!(log.text().lines().count(), 3);
     }
 }
