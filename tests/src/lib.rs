@@ -28,6 +28,7 @@
 pub mod artefacts;
 mod client;
 mod eventually;
+pub mod history;
 pub mod oracle;
 mod process;
 mod random;
