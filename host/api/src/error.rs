@@ -72,6 +72,7 @@ errors! {
     DuplicateKey = InvalidArgument, "etcdserver: duplicate key given in txn request";
     InvalidClientApiVersion = InvalidArgument, "etcdserver: invalid client api version";
     InvalidSortOption = InvalidArgument, "etcdserver: invalid sort option";
+    BadMemberUrls = InvalidArgument, "etcdserver: given member URLs are invalid";
     RequestTooLarge = InvalidArgument, "etcdserver: request is too large";
     Compacted = OutOfRange, "etcdserver: mvcc: required revision has been compacted";
     FutureRevision = OutOfRange, "etcdserver: mvcc: required revision is a future revision";
@@ -87,6 +88,7 @@ errors! {
     UnhealthyForReconfiguration = FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members";
     TooManyLearners = FailedPrecondition, "etcdserver: too many learner members in cluster";
     LearnerNotReady = FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
+    NotForLearner = FailedPrecondition, "etcdserver: rpc not supported for learner";
     NotLearner = FailedPrecondition, "etcdserver: can only promote a learner member";
     BadLeaderTransferee = FailedPrecondition, "etcdserver: bad leader transferee";
     NotLeader = FailedPrecondition, "etcdserver: not leader";

@@ -38,7 +38,7 @@ use crate::gauge::Gauge;
 use crate::identity::{self, Identity};
 use crate::kinds::{Kinds, Waiter};
 use crate::log::LogStore;
-use crate::machine::{Machine, Shared, applied_from};
+use crate::machine::{Machine, Shared, applied_from, is_learner};
 use crate::members::{self, Change, Members};
 use crate::membership::{Member, MemberInfo};
 use crate::options::{Boot, ConsensusOptions, StartError};
@@ -195,6 +195,7 @@ impl Consensus {
             standing: Standing::new(identity.node_id),
             applied_index: watch::Sender::new(applied_index),
             snapshot: Mutex::new(applied.0.map(|log_id| meta(Some(log_id), applied.1.clone()))),
+            learner: AtomicBool::new(is_learner(applied.1.membership(), identity.node_id)),
             applied: Mutex::new(applied),
             snapshots: Arc::new(snapshots),
             node_id: identity.node_id,
@@ -457,6 +458,11 @@ impl Consensus {
     /// The members, as applied here.
     pub fn members(&self) -> Vec<MemberInfo> {
         self.inner.members.list()
+    }
+
+    /// Whether this node is a member that does not vote, as applied here.
+    pub fn is_learner(&self) -> bool {
+        self.inner.shared.learner.load(Ordering::Relaxed)
     }
 
     /// On the leader: every member, and the index of the last entry it is known to have. Empty elsewhere.

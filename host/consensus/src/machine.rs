@@ -8,6 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use crate::clock::Clock;
 use crate::fatal::Fatal;
 use crate::forward::Waiting;
 use crate::kinds::{Entry, Kinds, LogId, Payload, SnapshotMeta, StoredMembership, log_id_from, log_id_into};
-use crate::membership::{self, Member};
+use crate::membership::{self, Member, Membership};
 use crate::proposed::Outcome;
 use crate::publish::{Publish, Published};
 use crate::snapshot::{Builder, SnapshotData, Snapshots, meta};
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) applied_index: watch::Sender<u64>,
     /// Last applied entry and membership.
     pub(crate) applied: Mutex<(Option<LogId>, StoredMembership)>,
+    /// Whether this node is a member without a vote, by that membership.
+    pub(crate) learner: AtomicBool,
     /// The last durable checkpoint that openraft knows as a snapshot.
     pub(crate) snapshot: Mutex<Option<SnapshotMeta>>,
     /// Where snapshots are exported to.
@@ -149,7 +152,9 @@ impl Shared {
             let (installed, applied) = self.store.install(prepared)?;
             let revision = installed.revision();
             self.clock.observe(installed.cluster_ms(), false);
-            *self.applied.lock() = applied_from(&applied)?;
+            let applied = applied_from(&applied)?;
+            self.learner.store(is_learner(applied.1.membership(), self.node_id), Ordering::Relaxed);
+            *self.applied.lock() = applied;
             (revision, std::mem::replace(&mut *state, installed))
         };
         self.note_snapshot(meta);
@@ -204,6 +209,7 @@ impl Shared {
                 if was_in && membership.get_node(&self.node_id).is_none() {
                     self.fatal.raise(removed(self.node_id, log_id.index));
                 }
+                self.learner.store(is_learner(&membership, self.node_id), Ordering::Relaxed);
                 applied.1 = StoredMembership::new(Some(log_id), membership.clone());
                 Some((Some(log_id_into(log_id)), membership::encode(&membership)))
             } else {
@@ -243,6 +249,10 @@ impl Shared {
         let forwarded = command.forwarded.filter(|forwarded| forwarded.node == self.node_id)?;
         self.waiting.waits_for(forwarded.number).then_some(forwarded.number)
     }
+}
+
+pub(crate) fn is_learner(membership: &Membership, node: u64) -> bool {
+    membership.get_node(&node).is_some() && membership.voter_ids().all(|voter| voter != node)
 }
 
 /// Why a node stops that was removed.

@@ -117,6 +117,7 @@ fn shared_on(disk: Arc<dyn Disk>, dir: &Path) -> Arc<Shared> {
         standing: Standing::new(1),
         applied_index: watch::Sender::new(0),
         applied: Mutex::new(applied_from(&opened.applied).unwrap()),
+        learner: std::sync::atomic::AtomicBool::new(false),
         snapshot: Mutex::new(None),
         snapshots: Arc::new(snapshots),
         node_id: 1,

@@ -255,8 +255,7 @@ impl Engine {
         };
         EngineMetrics {
             is_leader: status.is_leader,
-            // Every member votes as yet.
-            is_learner: false,
+            is_learner: self.is_learner(),
             has_leader: status.leader.is_some(),
             raft_term: status.term,
             log_index: status.last_log_index,

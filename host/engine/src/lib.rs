@@ -16,6 +16,7 @@ mod hash;
 mod lease;
 mod lock;
 mod maintenance;
+mod member;
 mod metrics;
 mod options;
 mod peers;

@@ -1,4 +1,4 @@
-//! Maintenance: alarms, status, members, hashes, the quota.
+//! Maintenance: alarms, status, the quota.
 //!
 //! **Invariant:** sizes reported to clients are logical bytes, the same that the quota counts, never file sizes.
 
@@ -6,8 +6,7 @@ use kvasir_api::command::command::Body;
 use kvasir_api::command::{Alarm, QuotaSet};
 use kvasir_api::etcdserverpb::alarm_request::AlarmAction;
 use kvasir_api::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, Member, MemberListRequest,
-    MemberListResponse, StatusRequest, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, StatusRequest, StatusResponse,
 };
 use kvasir_api::{ETCD_VERSION, Error};
 use kvasir_machine::Reply;
@@ -76,36 +75,11 @@ impl Engine {
             raft_applied_index: raft.applied_index,
             errors,
             db_size_in_use: logical,
-            is_learner: false,
+            is_learner: self.is_learner(),
             storage_version: ETCD_VERSION.to_owned(),
             db_size_quota: i64::try_from(state.quota_bytes()).unwrap_or(i64::MAX),
             downgrade_info: None,
         })
-    }
-
-    /// The cluster's members (etcd `Cluster.MemberList`).
-    ///
-    /// # Errors
-    /// `PermissionDenied`; when linearizable, what a read can fail with.
-    pub async fn member_list(&self, caller: &Caller, request: MemberListRequest) -> Result<MemberListResponse, Error> {
-        authorise::allow_operator(caller)?;
-        if request.linearizable {
-            self.linearize().await?;
-        }
-        let members = self
-            .consensus()
-            .members()
-            .into_iter()
-            .map(|known| Member {
-                id: known.id,
-                name: known.member.name,
-                peer_ur_ls: known.member.peer_urls,
-                client_ur_ls: known.member.client_urls,
-                is_learner: known.learner,
-            })
-            .collect();
-        // Cluster responses leave the revision out.
-        Ok(MemberListResponse { header: Some(self.header_at(0)), members })
     }
 
     /// Does nothing and says so (etcd `Maintenance.Defragment`): space is reused online.

@@ -57,8 +57,9 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let leader = || self.engine.has_leader();
+        let learner = || self.engine.is_learner();
         if is_grpc(request.headers())
-            && let Err(error) = admit(request.headers(), leader)
+            && let Err(error) = admit(request.headers(), leader).and_then(|()| for_learner(request.uri().path(), learner))
         {
             return Either::Left(ready(Ok(Status::from(error).into_http())));
         }
@@ -84,6 +85,13 @@ fn admit(headers: &HeaderMap, has_leader: impl FnOnce() -> bool) -> Result<(), E
         return Err(Error::NoLeader);
     }
     Ok(())
+}
+
+/// Of etcd's services a member that does not vote serves its status and, where they are serializable, ranges.
+fn for_learner(path: &str, is_learner: impl FnOnce() -> bool) -> Result<(), Error> {
+    const SERVED: [&str; 2] = ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status"];
+    let is_etcds = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."].iter().any(|service| path.starts_with(service));
+    if is_etcds && !SERVED.contains(&path) && is_learner() { Err(Error::NotForLearner) } else { Ok(()) }
 }
 
 const TOO_LARGE: &str = "decoded message length too large";
@@ -132,6 +140,16 @@ mod tests {
         assert_eq!(admit(&headers("hasleader", b"true"), || true), Ok(()));
         assert_eq!(admit(&headers("hasleader", b"false"), || panic!("not asked for")), Ok(()));
         assert_eq!(admit(&headers("token", b"anything"), || panic!("not asked for")), Ok(()));
+    }
+
+    #[test]
+    fn a_learner_serves_what_etcds_learners_serve() {
+        assert_eq!(for_learner("/etcdserverpb.KV/Put", || true), Err(Error::NotForLearner));
+        assert_eq!(for_learner("/v3lockpb.Lock/Lock", || true), Err(Error::NotForLearner));
+        assert_eq!(for_learner("/etcdserverpb.KV/Put", || false), Ok(()));
+        for served in ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/kvasir.node.v1.Nodes/Status"] {
+            assert_eq!(for_learner(served, || true), Ok(()));
+        }
     }
 
     #[test]

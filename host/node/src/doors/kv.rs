@@ -1,5 +1,6 @@
 //! etcd's KV service.
 
+use kvasir_api::Error;
 use kvasir_api::etcdserverpb::kv_server::Kv;
 use kvasir_api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
@@ -12,7 +13,11 @@ use super::Door;
 #[tonic::async_trait]
 impl Kv for Door {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        Ok(Response::new(self.engine.range(&self.caller, request.into_inner()).await?))
+        let request = request.into_inner();
+        if !request.serializable && self.engine.is_learner() {
+            return Err(Error::NotForLearner.into());
+        }
+        Ok(Response::new(self.engine.range(&self.caller, request).await?))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

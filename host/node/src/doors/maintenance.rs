@@ -3,7 +3,6 @@
 use std::pin::Pin;
 
 use futures_util::stream::Stream;
-use kvasir_api::Error;
 use kvasir_api::etcdserverpb::maintenance_server::Maintenance;
 use kvasir_api::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse, HashRequest,
@@ -42,10 +41,6 @@ impl Maintenance for Door {
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        // A node alone leads already; there is nobody else to hand over to.
-        if request.into_inner().target_id != self.engine.node_id() {
-            return Err(Error::BadLeaderTransferee.into());
-        }
-        Ok(Response::new(MoveLeaderResponse { header: Some(self.engine.header()) }))
+        Ok(Response::new(self.engine.move_leader(&self.caller, request.into_inner()).await?))
     }
 }
