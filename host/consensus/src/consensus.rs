@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint;
 use crate::clock::Clock;
 use crate::fatal::Fatal;
+use crate::force;
 use crate::forward::{Forward, Outgoing, Waiting};
 use crate::gauge::Gauge;
 use crate::identity::{self, Identity};
@@ -113,6 +114,9 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
         Some(Boot::Alone | Boot::Static(_)) | None => None,
     };
     let identity = identity::load_or_create(&opened.store, &options.cluster_token, &options.member.name, given)?;
+    if options.force_new_cluster {
+        force::alone(&log, &opened.applied, identity.node_id, &options.member)?;
+    }
     Ok(Storage { folder, identity, log, opened })
 }
 

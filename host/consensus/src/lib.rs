@@ -10,6 +10,7 @@ mod checkpoint;
 mod clock;
 mod consensus;
 mod fatal;
+mod force;
 mod forward;
 mod gauge;
 mod identity;

@@ -148,7 +148,7 @@ impl Members {
             return Err(Error::LearnerNotReady);
         }
         let voters: Vec<u64> = members.iter().filter(|known| !known.learner).map(|known| known.id).collect();
-        self.check_quorum(voters.into_iter().chain([id]))?;
+        self.quorum_of(voters.into_iter().chain([id]).collect()).await?;
         let index = self.apply(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await?;
         Ok(Changed { id, index })
     }
@@ -161,7 +161,8 @@ impl Members {
             let index = self.apply(ChangeMembers::RemoveNodes(ids)).await?;
             return Ok(Changed { id, index });
         }
-        self.check_quorum(members.iter().filter(|known| !known.learner && known.id != id).map(|known| known.id))?;
+        let others = members.iter().filter(|known| !known.learner && known.id != id).map(|known| known.id);
+        self.quorum_of(others.collect()).await?;
         if id == self.shared.node_id {
             // Whoever leads next removes this node: it is never without a leader that knows what it committed.
             self.hand_over().await;
@@ -245,15 +246,22 @@ impl Members {
             })
     }
 
-    /// Whether of these voters more than half answer.
-    fn check_quorum(&self, voters: impl Iterator<Item = u64>) -> Result<(), Error> {
-        let answering = self.answering();
-        let (mut all, mut active) = (0, 0);
-        for voter in voters {
-            all += 1;
-            active += usize::from(answering.contains(&voter));
+    /// Waits until more than half of these voters answer this leader, who may lead since just now.
+    async fn quorum_of(&self, voters: Vec<u64>) -> Result<(), Error> {
+        let deadline = Instant::now() + self.silent_after;
+        loop {
+            let answering = self.answering();
+            if voters.iter().filter(|voter| answering.contains(voter)).count() > voters.len() / 2 {
+                return Ok(());
+            }
+            if self.shared.standing.leading().is_none() {
+                return Err(Error::NotLeader);
+            }
+            if voters.is_empty() || Instant::now() > deadline {
+                return Err(Error::UnhealthyForReconfiguration);
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        if active > all / 2 { Ok(()) } else { Err(Error::UnhealthyForReconfiguration) }
     }
 
     /// No two members are reached at one address.
@@ -266,28 +274,14 @@ impl Members {
         if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
 
-    /// Waits until more than half of the voters answer this leader: a change made before would be of unknown fate for as long as
-    /// they do not.
-    async fn quorum(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + self.silent_after;
-        loop {
-            let voters = self.list().into_iter().filter(|known| !known.learner).map(|known| known.id);
-            if self.check_quorum(voters).is_ok() {
-                return Ok(());
-            }
-            if self.shared.standing.leading().is_none() {
-                return Err(Error::NotLeader);
-            }
-            if Instant::now() > deadline {
-                return Err(Error::UnhealthyCluster);
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Puts a change through raft, after any that is under way.
+    /// Puts a change through raft, after any that is under way. While most voters are silent it would be of unknown fate for as long
+    /// as they are, and is not made.
     async fn apply(&self, change: ChangeMembers<u64, Member>) -> Result<u64, Error> {
-        self.quorum().await?;
+        let voters = self.list().into_iter().filter(|known| !known.learner).map(|known| known.id).collect();
+        self.quorum_of(voters).await.map_err(|error| match error {
+            Error::UnhealthyForReconfiguration => Error::UnhealthyCluster,
+            other => other,
+        })?;
         loop {
             match self.raft.change_membership(change.clone(), false).await {
                 Ok(response) => return Ok(response.log_id.index),

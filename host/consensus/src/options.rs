@@ -42,6 +42,8 @@ pub struct ConsensusOptions {
     pub store: StoreOptions,
     /// The way to the other members; `None` for a node that is alone and stays so.
     pub peers: Option<PeerOptions>,
+    /// Whether this node goes on alone, with what it has, whoever else was a member (`--force-new-cluster`).
+    pub force_new_cluster: bool,
     /// Wall time for stamps; `None` is the system's.
     pub wall_clock: Option<WallClock>,
 }
@@ -89,6 +91,7 @@ impl ConsensusOptions {
             log: LogOptions::default(),
             store: StoreOptions::default(),
             peers: None,
+            force_new_cluster: false,
             wall_clock: None,
         }
     }

@@ -306,6 +306,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
             promote: false,
         },
         peers: options.peers.clone(),
+        force_new_cluster: options.force_new_cluster,
         cluster_token: options.cluster_token.clone(),
         heartbeat_ms: options.heartbeat_ms,
         election_ms: options.election_ms,

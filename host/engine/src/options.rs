@@ -26,6 +26,8 @@ pub struct EngineOptions {
     pub peer_urls: Vec<String>,
     /// The way to the other members; `None` for a node that is alone and stays so.
     pub peers: Option<PeerOptions>,
+    /// Whether this node goes on alone, whoever else was a member (`--force-new-cluster`).
+    pub force_new_cluster: bool,
     /// Logical bytes stored before writes are refused; `None` leaves the quota in force, at first the default one.
     pub quota_bytes: Option<u64>,
     /// Between two heartbeats of a leader, in milliseconds.
@@ -65,6 +67,7 @@ impl EngineOptions {
             client_urls: Vec::new(),
             peer_urls: Vec::new(),
             peers: None,
+            force_new_cluster: false,
             quota_bytes: None,
             heartbeat_ms: 100,
             election_ms: 1_000,

@@ -53,7 +53,18 @@ impl Node {
 }
 
 /// Starts a node on its disk, with a certificate of its own; port 0 is any.
-pub(super) async fn launch(authority: &Authority, id: u64, mut member: Member, boot: Boot, disk: &SimDisk) -> Node {
+pub(super) async fn launch(authority: &Authority, id: u64, member: Member, boot: Boot, disk: &SimDisk) -> Node {
+    launch_with(authority, id, member, boot, disk, |_| {}).await
+}
+
+pub(super) async fn launch_with(
+    authority: &Authority,
+    id: u64,
+    mut member: Member,
+    boot: Boot,
+    disk: &SimDisk,
+    change: impl FnOnce(&mut ConsensusOptions),
+) -> Node {
     let name = NodeName { cluster: cluster_id(TOKEN), node: id };
     let key = NodeKey::generate().unwrap();
     let signed = authority.sign(&key.request().unwrap(), name, SystemTime::now(), CERTIFICATE_LIFE).unwrap();
@@ -71,7 +82,7 @@ pub(super) async fn launch(authority: &Authority, id: u64, mut member: Member, b
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     member.peer_urls = vec![format!("https://{}", quic.address().unwrap())];
-    let options = ConsensusOptions {
+    let mut options = ConsensusOptions {
         member,
         cluster_token: TOKEN.to_owned(),
         heartbeat_ms: 50,
@@ -81,6 +92,7 @@ pub(super) async fn launch(authority: &Authority, id: u64, mut member: Member, b
         peers: Some(PeerOptions { network: Arc::new(quic.clone()), door, boot }),
         ..ConsensusOptions::new("/node", Arc::new(disk.clone()))
     };
+    change(&mut options);
     Node { consensus: Consensus::start(options, Arc::new(Silent)).await.unwrap(), quic }
 }
 
@@ -272,6 +284,38 @@ async fn a_node_that_lost_everything_its_leader_still_has_is_sent_a_snapshot() {
     for nth in 0..3 {
         cluster.stop(nth).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_cluster_is_lost_goes_on_alone_with_all_it_has() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.put("one", "1").await;
+    cluster.until_all_have("one", "1").await;
+    for nth in 0..3 {
+        cluster.stop(nth).await;
+    }
+    let id = node_id(TOKEN, NAMES[leader]);
+    let boot = Boot::Static(cluster.members.clone());
+    for forced in [true, true, false] {
+        // A second time changes nothing, and without the flag it stays so.
+        let node = launch_with(
+            &cluster.authority,
+            id,
+            cluster.members[&id].clone(),
+            boot.clone(),
+            &cluster.disks[leader],
+            |options| options.force_new_cluster = forced,
+        )
+        .await;
+        node.consensus.ready(DEADLINE).await.unwrap();
+        assert_eq!(node.consensus.members().into_iter().map(|known| known.id).collect::<Vec<_>>(), [id]);
+        assert_eq!(get(&node.consensus, "one").as_deref(), Some("1"));
+        assert!(matches!(node.consensus.propose(put("alone", "2")).await.unwrap(), Reply::Put(_)));
+        node.stop().await;
+    }
+    let empty = ConsensusOptions { force_new_cluster: true, ..ConsensusOptions::new("/node", Arc::new(SimDisk::new(9))) };
+    let refused = Consensus::start(empty, Arc::new(Silent)).await.unwrap_err().to_string();
+    assert!(refused.contains("--force-new-cluster"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
