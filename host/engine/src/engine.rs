@@ -314,6 +314,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
         log_keep_entries: options.log_keep_entries,
         log: options.log.clone(),
         store: options.store.clone(),
+        wall_clock: options.wall_clock.clone(),
         ..ConsensusOptions::new(options.data_dir.clone(), Arc::clone(&options.disk))
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvasir_api::limits;
-use kvasir_consensus::PeerOptions;
+use kvasir_consensus::{PeerOptions, WallClock};
 use kvasir_storage::disk::Disk;
 use kvasir_storage::log::LogOptions;
 use kvasir_storage::state::StoreOptions;
@@ -54,6 +54,8 @@ pub struct EngineOptions {
     pub log: LogOptions,
     /// How the state file is kept.
     pub store: StoreOptions,
+    /// Wall time for stamps; `None` is the system's.
+    pub wall_clock: Option<WallClock>,
 }
 
 impl EngineOptions {
@@ -81,6 +83,7 @@ impl EngineOptions {
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
             log: LogOptions::default(),
             store: StoreOptions::default(),
+            wall_clock: None,
         }
     }
 }

@@ -15,5 +15,6 @@ mod logging;
 mod memory;
 mod peers;
 mod serve;
+mod wall;
 
 pub use args::run;

@@ -87,6 +87,7 @@ pub(crate) async fn start(config: &Config, me: &Member, socket: UdpSocket) -> Re
     options.quota_bytes = Some(config.quota_bytes.unwrap_or_else(memory::quota_default));
     options.heartbeat_ms = config.heartbeat_ms;
     options.election_ms = config.election_ms;
+    options.wall_clock = wall::clock();
     let peers = PeerOptions { network: Arc::new(quic.clone()), door: Arc::clone(&door), boot: booted.boot.clone() };
     options.peers = Some(peers);
     let engine = Engine::start(options).await.map_err(|error| error.to_string())?;
