@@ -367,6 +367,21 @@ impl Watching {
         tokio::time::timeout(wait, self.responses.message()).await.ok()?.ok()?
     }
 
+    /// As [`Watching::poll`], and tells a stream that ended from one that is silent.
+    pub async fn poll_result(&mut self, wait: Duration) -> Option<Result<WatchResponse, Status>> {
+        let next = tokio::time::timeout(wait, self.responses.message()).await.ok()?;
+        Some(next.and_then(|response| response.ok_or_else(|| Status::unknown("the watch stream ended"))))
+    }
+
+    /// Sends any request, without waiting for room.
+    ///
+    /// # Errors
+    /// When the stream has ended, or stands still.
+    pub fn try_request(&self, request: RequestUnion) -> Result<(), Status> {
+        let request = WatchRequest { request_union: Some(request) };
+        self.requests.try_send(request).map_err(|_| Status::unavailable("the watch stream takes no request"))
+    }
+
     /// The next `count` events, whatever responses they come in.
     ///
     /// # Errors

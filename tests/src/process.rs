@@ -175,18 +175,6 @@ impl Node {
         rustix::process::kill_process(pid_of(child), signal).expect("the node can be signalled");
     }
 
-    /// Anonymous memory of the process in bytes (`RssAnon` of `/proc/PID/status`): its own, without files it has mapped.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn anonymous_bytes(&self) -> u64 {
-        let pid = self.pid().expect("the node runs");
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the system tells about its processes");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the system counts memory");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
-        kib * 1024
-    }
-
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
@@ -388,6 +376,14 @@ fn launch(builder: &NodeBuilder, data_dir: &Path) -> Result<(Child, Arc<Log>, St
             Err(Failure { status, stderr: log.text() })
         }
     }
+}
+
+/// Anonymous memory of a process in bytes (`RssAnon` of `/proc/PID/status`): its own, without files it has mapped; 0 once it is
+/// gone.
+pub fn anonymous_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 fn pid_of(child: &Child) -> Pid {

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kvasir_tests::{Failure, Install, Node, artefacts, run, skip};
+use kvasir_tests::{Failure, Install, Mount, Node, artefacts, run};
 
 /// The user and group that own nothing.
 const NOBODY: u32 = 65_534;
@@ -306,54 +306,23 @@ fn a_folder_that_cannot_be_written_is_refused() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }
 
-/// A small file system of its own; gone when dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// `None`, said out loud, where this process may not mount.
-    fn new(path: PathBuf, bytes: u64) -> Option<Self> {
-        std::fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(&path).output();
-        match mounted {
-            Ok(answer) if answer.status.success() => Some(Self(path)),
-            answer => {
-                skip("a full disk", &format!("it needs a mounted tmpfs, and mount says {answer:?}"));
-                None
-            }
-        }
-    }
-
-    fn grow(&self, bytes: u64) {
-        let options = format!("remount,size={bytes}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Lazily: a process that still dies must not keep it.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_disk_without_room_to_begin_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
-    let Some(mount) = Mount::new(scratch.path().join("small"), 64 * 1024) else { return };
-    let line = refused(Node::builder().data_dir(mount.0.join("data")));
-    assert_says(&line, &[mount.0.to_str().unwrap(), "space"]);
+    let Some(mount) = Mount::new("a disk without room", scratch.path().join("small"), 64 * 1024) else { return };
+    let line = refused(Node::builder().data_dir(mount.path().join("data")));
+    assert_says(&line, &[mount.path().to_str().unwrap(), "space"]);
 }
 
 #[tokio::test]
 async fn a_disk_that_fills_up_stops_writes_or_the_node_with_a_clear_line_and_loses_nothing() {
     let scratch = tempfile::tempdir().unwrap();
-    let Some(mount) = Mount::new(scratch.path().join("small"), 512 << 20) else { return };
-    let mut node = Node::builder().data_dir(mount.0.join("data")).start();
+    let Some(mount) = Mount::new("a full disk", scratch.path().join("small"), 512 << 20) else { return };
+    let mut node = Node::builder().data_dir(mount.path().join("data")).start();
     let client = node.client().await;
     client.put("/full/first", "there was room").await.unwrap();
     // Somebody else takes nearly all that is free.
-    let free = rustix::fs::statvfs(&mount.0).map(|space| space.f_bavail * space.f_frsize).unwrap();
-    std::fs::write(mount.0.join("filler"), vec![1; usize::try_from(free - (24 << 20)).unwrap()]).unwrap();
+    mount.fill(24 << 20);
     let value = |n: u32| vec![b'a' + (n % 26) as u8; 100_000];
     let mut acknowledged = 0;
     let refusal = loop {

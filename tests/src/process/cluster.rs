@@ -300,14 +300,29 @@ impl Cluster {
 
     /// Starts the stopped node of a slot on what it left.
     pub fn restart(&mut self, slot: usize) {
-        let peers = *self.slots[slot].peers.lock().unwrap();
-        let flags = self.flags(slot, &self.slots[slot].name, peers);
+        self.restart_all(&[slot]);
+    }
+
+    /// Starts several stopped nodes at once: of a majority that is down none can serve before the others run.
+    pub fn restart_all(&mut self, slots: &[usize]) {
+        for slot in slots {
+            let peers = *self.slots[*slot].peers.lock().unwrap();
+            let flags = self.flags(*slot, &self.slots[*slot].name, peers);
+            self.slots[*slot].node.set_arguments(flags);
+        }
         let same_ports = self.builder.same_ports;
-        let node = &mut self.slots[slot].node;
-        node.set_arguments(flags);
-        tokio::task::block_in_place(|| if same_ports { node.restart_here() } else { node.restart() });
-        let address = node.address().to_owned();
-        self.addresses.set(slot, &address);
+        let chosen = self.slots.iter_mut().enumerate().filter(|(slot, _)| slots.contains(slot));
+        tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                for (_, slot) in chosen {
+                    let node = &mut slot.node;
+                    scope.spawn(move || if same_ports { node.restart_here() } else { node.restart() });
+                }
+            });
+        });
+        for slot in slots {
+            self.addresses.set(*slot, self.slots[*slot].node.address());
+        }
     }
 
     /// Removes the member of a slot from the cluster, whatever state it is in, with its data, and lets a new one join in its place.

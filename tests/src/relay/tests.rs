@@ -54,7 +54,8 @@ impl Pair {
                 break;
             }
             assert!(Instant::now() < end, "{counts:?}, arrived {}", arrived.len());
-            if let Some((number, _)) = receive(&self.nodes[to]) {
+            self.nodes[to].set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            if let Some((number, _)) = receive_once(&self.nodes[to]) {
                 arrived.push(number);
             }
         }
