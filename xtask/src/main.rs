@@ -28,8 +28,8 @@ usage: cargo xtask <command>
                    --only STAGE   only this stage (may be given again)
                    --skip STAGE   not this stage (may be given again)
                    --list         names the stages
-  soak           the long runs: kill -9 and power cuts by the hundreds and thousands
-                   --only kill|power
+  soak           the long runs: kill -9, power cuts, and clusters under faults and floods, for minutes and hours
+                   --only kill|power|nemesis|rolling|rejoin|flood
   wasm-target    makes sure that Rust can build for wasm32-wasip2, from source if need be
   tidy           holds the source to its rules
 ";

@@ -17,7 +17,7 @@ use kvasir_transport::quic::{Quic, QuicError, QuicOptions};
 use crate::config::Config;
 use crate::identity::boot::{self, Booted};
 use crate::identity::{Identity, Source};
-use crate::{memory, serve};
+use crate::{memory, serve, wall};
 
 /// A node that can answer.
 pub(crate) struct Started {

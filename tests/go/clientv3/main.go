@@ -38,6 +38,7 @@ var scenarios = map[string]func(*run) error{
 	"mutex":          mutexHandover,
 	"mutex-fairness": mutexFairness,
 	"exclusion":      exclusion,
+	"rolling":        rolling,
 	"put":            putOnly,
 	"get":            getOnly,
 }
@@ -45,7 +46,7 @@ var scenarios = map[string]func(*run) error{
 func main() {
 	r := &run{}
 	var limit time.Duration
-	flag.StringVar(&r.endpoint, "endpoint", "127.0.0.1:2379", "the server")
+	flag.StringVar(&r.endpoint, "endpoint", "127.0.0.1:2379", "the server, or servers with commas between")
 	flag.StringVar(&r.prefix, "prefix", "/clientv3/", "keys of the scenario start with this; get and put take it as the key")
 	flag.StringVar(&r.lock, "lock", "/my-lock/", "name of the mutex in the mutex scenarios")
 	flag.StringVar(&r.writes, "writes", "", "exclusion: prefix of the keys that the other holder of the lock writes")
@@ -82,7 +83,7 @@ func main() {
 // connect dials with a timeout, and waits until the connection stands.
 func (r *run) connect() (*client, error) {
 	c, err := newClient(config{
-		Endpoints:   []string{r.endpoint},
+		Endpoints:   strings.Split(r.endpoint, ","),
 		DialTimeout: 5 * time.Second,
 		DialOptions: []grpc.DialOption{grpc.WithBlock()}, //nolint:staticcheck // what programs of both ages do
 	})

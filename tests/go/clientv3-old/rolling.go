@@ -1,0 +1,1 @@
+../clientv3/rolling.go
