@@ -90,10 +90,12 @@ async fn run(network: Arc<dyn Network>, shared: Arc<Shared>, mut outgoing: mpsc:
             continue;
         };
         for command in batch.drain(..) {
-            shared.waiting.sent(command.number, open.term);
+            if !shared.waiting.sent(command.number, open.term) {
+                continue;
+            }
             frames.push(vec![Bytes::copy_from_slice(&command.number.to_le_bytes()), command.bytes]);
         }
-        if open.sink.send(&mut frames).await.is_err() {
+        if !frames.is_empty() && open.sink.send(&mut frames).await.is_err() {
             // Some may have arrived: those who wait learn it from what is applied.
             frames.clear();
             link = None;

@@ -15,7 +15,14 @@ use crate::gauge::Ticket;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     next: AtomicU64,
-    waiters: Mutex<BTreeMap<u64, Waiter>>,
+    callers: Mutex<Callers>,
+}
+
+#[derive(Debug, Default)]
+struct Callers {
+    waiters: BTreeMap<u64, Waiter>,
+    /// The term of the last entry applied here.
+    applied_term: u64,
 }
 
 #[derive(Debug)]
@@ -30,32 +37,44 @@ impl Waiting {
     /// Numbers go on from the time in nanoseconds: above all that an earlier process of this node can have used.
     pub(crate) fn new(now: SystemTime) -> Self {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { next: AtomicU64::new(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX / 2)), waiters: Mutex::default() }
+        Self { next: AtomicU64::new(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX / 2)), callers: Mutex::default() }
     }
 
     /// One more caller, and the number of its command.
     pub(crate) fn enter(&self, ticket: Ticket) -> (u64, oneshot::Receiver<Result<Reply, Error>>) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        self.waiters.lock().insert(number, Waiter { reply, sent_in: None, _ticket: ticket });
+        self.callers.lock().waiters.insert(number, Waiter { reply, sent_in: None, _ticket: ticket });
         (number, answer)
     }
 
-    /// A command goes to the leader of a term.
-    pub(super) fn sent(&self, number: u64, term: u64) {
-        if let Some(waiter) = self.waiters.lock().get_mut(&number) {
-            waiter.sent_in = Some(term);
+    /// A command goes to the leader of a term; `false` when that term is over here, or nobody waits any more: it need not go.
+    pub(super) fn sent(&self, number: u64, term: u64) -> bool {
+        let mut callers = self.callers.lock();
+        if term < callers.applied_term {
+            if let Some(waiter) = callers.waiters.remove(&number) {
+                let _ = waiter.reply.send(Err(Error::NotLeader));
+            }
+            return false;
+        }
+        match callers.waiters.get_mut(&number) {
+            Some(waiter) => {
+                waiter.sent_in = Some(term);
+                true
+            }
+            None => false,
         }
     }
 
     /// Whether somebody waits for a command that is about to be applied.
     pub(crate) fn waits_for(&self, number: u64) -> bool {
-        self.waiters.lock().contains_key(&number)
+        self.callers.lock().waiters.contains_key(&number)
     }
 
     /// Answers whoever waits for a command.
     pub(crate) fn answer(&self, number: u64, result: Result<Reply, Error>) {
-        if let Some(waiter) = self.waiters.lock().remove(&number) {
+        let waiter = self.callers.lock().waiters.remove(&number);
+        if let Some(waiter) = waiter {
             // Whoever waited may have given up.
             let _ = waiter.reply.send(result);
         }
@@ -63,14 +82,15 @@ impl Waiting {
 
     /// The caller's time is over.
     pub(crate) fn forget(&self, number: u64) {
-        self.waiters.lock().remove(&number);
+        self.callers.lock().waiters.remove(&number);
     }
 
     /// A snapshot took the place of entries: whether what was sent is among them is not known.
     pub(crate) fn lost_sight(&self) {
-        let mut waiters = self.waiters.lock();
-        let (sent, kept) = std::mem::take(&mut *waiters).into_iter().partition(|(_, waiter)| waiter.sent_in.is_some());
-        *waiters = kept;
+        let mut callers = self.callers.lock();
+        let waiters = std::mem::take(&mut callers.waiters);
+        let (sent, kept) = waiters.into_iter().partition(|(_, waiter)| waiter.sent_in.is_some());
+        callers.waiters = kept;
         let sent: BTreeMap<u64, Waiter> = sent;
         for waiter in sent.into_values() {
             let _ = waiter.reply.send(Err(Error::Timeout));
@@ -79,16 +99,46 @@ impl Waiting {
 
     /// An entry of this term is applied: what was sent in an earlier one and has not been met will never be.
     pub(crate) fn applied_term(&self, term: u64) {
-        let mut waiters = self.waiters.lock();
-        let dead: Vec<u64> = waiters
+        let mut callers = self.callers.lock();
+        if std::mem::replace(&mut callers.applied_term, term) == term {
+            return;
+        }
+        let dead: Vec<u64> = callers
+            .waiters
             .iter()
             .filter(|(_, waiter)| waiter.sent_in.is_some_and(|sent| sent < term))
             .map(|(number, _)| *number)
             .collect();
         for number in dead {
-            if let Some(waiter) = waiters.remove(&number) {
+            if let Some(waiter) = callers.waiters.remove(&number) {
                 let _ = waiter.reply.send(Err(Error::NotLeader));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gauge::Gauge;
+
+    #[test]
+    fn what_an_older_term_was_sent_is_dead_once_a_later_one_is_applied_and_nothing_else_is() {
+        let (gauge, waiting) = (Gauge::new(10, 1_000), Waiting::new(UNIX_EPOCH));
+        let enter = || waiting.enter(gauge.enter(1).expect("room"));
+        let ((old, mut old_answer), (new, mut new_answer), (unsent, mut unsent_answer)) = (enter(), enter(), enter());
+        assert!(waiting.sent(old, 1) && waiting.sent(new, 2));
+        waiting.applied_term(1);
+        assert!(old_answer.try_recv().is_err(), "its term is not over");
+        waiting.applied_term(2);
+        assert_eq!(old_answer.try_recv(), Ok(Err(Error::NotLeader)));
+        assert!(new_answer.try_recv().is_err() && unsent_answer.try_recv().is_err());
+        // A stream of an older term that is still open takes nothing more.
+        assert!(!waiting.sent(unsent, 1));
+        assert_eq!(unsent_answer.try_recv(), Ok(Err(Error::NotLeader)));
+        // A snapshot hides what became of what was sent.
+        waiting.lost_sight();
+        assert_eq!(new_answer.try_recv(), Ok(Err(Error::Timeout)));
+        assert_eq!(gauge.pending(), 0);
     }
 }
