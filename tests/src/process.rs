@@ -200,11 +200,6 @@ impl Node {
         self.builder.listen = before;
     }
 
-    /// Where every later start listens for clients (`127.0.0.1:45123`).
-    pub fn listen_at(&mut self, address: &str) {
-        self.builder.listen = Some(format!("http://{address}"));
-    }
-
     /// Starts the stopped node again on the same folder and kills it after `span`, ready or not.
     pub fn start_and_kill(&mut self, span: Duration) {
         assert!(self.child.is_none(), "the node still runs");

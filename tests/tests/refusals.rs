@@ -92,7 +92,26 @@ fn wrong_flags_are_refused_before_anything_is_touched() {
         (&["serve", "--election-timeout", "50", "--heartbeat-interval", "100"], &["election-timeout", "heartbeat-interval"]),
         (&["serve", "--config-file", "/does/not/exist.toml"], &["/does/not/exist.toml"]),
         (&["serve", "--cert-file", "server.crt"], &["cert-file", "TLS"]),
-        (&["serve", "--initial-cluster", "a=http://127.0.0.1:2380"], &["initial-cluster"]),
+        (&["serve", "--initial-cluster", "a=http://127.0.0.1:2380"], &["initial-cluster", "https://"]),
+        (
+            &["serve", "--initial-cluster", "a=https://h:1,b=https://h:2", "--name", "a"],
+            &["initial-cluster", "--peer-cert-file", "--join"],
+        ),
+        (&["serve", "--initial-cluster", "a=https://h:1"], &["initial-cluster", "\"default\"", "--name"]),
+        (&["serve", "--initial-cluster-state", "existing"], &["initial-cluster-state", "--peer-cert-file", "--join"]),
+        (&["serve", "--initial-cluster-state", "old"], &["initial-cluster-state", "existing"]),
+        (&["serve", "--initial-cluster-token", ""], &["initial-cluster-token", "empty"]),
+        (&["serve", "--listen-peer-urls", "http://127.0.0.1:2380"], &["listen-peer-urls", "https://"]),
+        (&["serve", "--listen-peer-urls", "https://127.0.0.1"], &["listen-peer-urls", "https://127.0.0.1:2380"]),
+        (&["serve", "--listen-peer-urls", "https://0.0.0.0:0"], &["listen-peer-urls", "--initial-advertise-peer-urls"]),
+        (&["serve", "--initial-advertise-peer-urls", "https://h:0"], &["initial-advertise-peer-urls", "reach"]),
+        (&["serve", "--join", "127.0.0.1:2380"], &["--join", "kvasir token create"]),
+        (&["serve", "--learner"], &["--learner", "--join"]),
+        (&["serve", "--peer-cert-file", "node.crt"], &["--peer-cert-file", "--peer-key-file"]),
+        (&["serve", "--peer-cert-life", "1s"], &["peer-cert-life", "5s"]),
+        (&["serve", "--peer-auto-tls"], &["peer-auto-tls", "own certificates"]),
+        (&["member", "add", "b"], &["--peer-urls"]),
+        (&["member", "remove", "zz"], &["zz", "hexadecimal"]),
         (&["serve", "--log-level", "chatty"], &["log-level", "chatty"]),
         (&["sevre"], &["sevre", "serve"]),
         (&["get"], &["KEY"]),
@@ -121,6 +140,47 @@ fn a_port_that_is_taken_is_named_and_the_data_is_not_touched() {
     let folder = scratch.path().join("data");
     let line = refused(Node::builder().data_dir(&folder).listen(format!("http://{address}")));
     assert_says(&line, &[&address, "in use", "--listen-client-urls"]);
+}
+
+#[test]
+fn a_port_for_peers_that_is_taken_is_named_and_the_data_is_not_touched() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("data");
+    let flag = format!("--listen-peer-urls=https://{address}");
+    let line = refused(Node::builder().data_dir(&folder).arg(flag));
+    assert_says(&line, &[&address, "in use", "--listen-peer-urls"]);
+    assert!(!folder.exists());
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_named_and_nothing_is_made() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("junk"), "no certificate").unwrap();
+    let files = |path: &str| {
+        let flags = ["--peer-cert-file", "--peer-key-file", "--peer-trusted-ca-file"];
+        flags.iter().fold(Node::builder().data_dir(at("data")), |builder, flag| builder.arg(*flag).arg(path))
+    };
+    assert_says(&refused(files(&at("missing"))), &["--peer-cert-file", &at("missing")]);
+    assert_says(&refused(files(&at("junk"))), &["--peer-cert-file", &at("junk"), "PEM"]);
+    assert!(!Path::new(&at("data")).exists());
+}
+
+#[tokio::test]
+async fn a_key_that_others_may_read_and_an_identity_of_another_node_are_refused() {
+    let (scratch, folder) = used_folder().await;
+    let key = folder.join("identity/node.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let line = refused(Node::builder().data_dir(&folder));
+    assert_says(&line, &[key.to_str().unwrap(), "chmod 600"]);
+    // Another node's identity does not make this data that node's.
+    let other = scratch.path().join("other");
+    assert!(Node::builder().arg("--name").arg("other").data_dir(&other).start().terminate().success());
+    std::fs::remove_dir_all(folder.join("identity")).unwrap();
+    std::fs::rename(other.join("identity"), folder.join("identity")).unwrap();
+    assert_says(&refused(Node::builder().data_dir(&folder)), &["the data folder is of node", "identity"]);
 }
 
 #[tokio::test]

@@ -93,6 +93,13 @@ impl Identity {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Whether most of the time in which the certificate should have been renewed is over.
+    pub(crate) fn is_overdue(&self) -> bool {
+        let credentials = self.held().credentials;
+        let left = credentials.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+        credentials.is_due(SystemTime::now()) && left < self.inner.certificate_life / 6
+    }
+
     /// Fingerprints of the authorities that this node trusts, the one that signs first.
     pub(crate) fn trusted(&self) -> Vec<[u8; 32]> {
         self.held().credentials.roots().iter().map(fingerprint).collect()

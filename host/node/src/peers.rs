@@ -15,7 +15,7 @@ use kvasir_transport::identity::Folder;
 use kvasir_transport::quic::{Quic, QuicError, QuicOptions};
 
 use crate::config::Config;
-use crate::identity::boot::{self, Booted};
+use crate::identity::boot::{self, Booted, Unstored};
 use crate::identity::{Identity, Source};
 use crate::{memory, serve, wall};
 
@@ -114,11 +114,10 @@ async fn keep(source: &Source, booted: &Booted, engine: &Engine) -> Result<(), S
         ));
     }
     let Source::Cluster(folder) = source else { return Ok(()) };
-    if !booted.fresh {
-        return Ok(());
-    }
-    folder
-        .store_authorities(&booted.authorities)
-        .and_then(|()| folder.store(&booted.credentials))
-        .map_err(|error| error.to_string())
+    let stored = match booted.unstored {
+        Unstored::Nothing => Ok(()),
+        Unstored::Credentials => folder.store(&booted.credentials),
+        Unstored::Everything => folder.store_authorities(&booted.authorities).and_then(|()| folder.store(&booted.credentials)),
+    };
+    stored.map_err(|error| error.to_string())
 }

@@ -47,6 +47,8 @@ pub struct QuicOptions {
     pub frame_bytes_max: u32,
     /// Handshakes of others that may be under way at once.
     pub handshakes_max: usize,
+    /// Requests to join that may be under way at once.
+    pub joins_max: usize,
     /// Size asked for the socket's buffers.
     pub socket_buffer_bytes: usize,
 }
@@ -61,6 +63,7 @@ impl Default for QuicOptions {
             redial_after: Duration::from_millis(200),
             frame_bytes_max: 16 * 1024 * 1024,
             handshakes_max: 64,
+            joins_max: 16,
             socket_buffer_bytes: 4 * 1024 * 1024,
         }
     }
@@ -226,6 +229,8 @@ enum Code {
     Protocol = 3,
     /// The join request was answered.
     Answered = 4,
+    /// Too many ask to join at once.
+    Busy = 5,
 }
 
 impl From<Code> for quinn::VarInt {

@@ -52,6 +52,7 @@ func rolling(r *run) error {
 				}
 				key := fmt.Sprintf("%s%d/%d", r.prefix, writer, nth)
 				ctx, cancel := context.WithTimeout(r.ctx, rollingPatience)
+				begin := time.Since(started)
 				_, err := c.Put(ctx, key, key)
 				cancel()
 				switch {
@@ -60,7 +61,7 @@ func rolling(r *run) error {
 				case codeOf(err) == codes.Unavailable:
 					tell("unknown %s", key)
 				default:
-					tell("error %s %v: %v", key, codeOf(err), err)
+					tell("error %s begun after %v: %v: %v", key, begin, codeOf(err), err)
 				}
 			}
 		}(writer)

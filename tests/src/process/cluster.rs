@@ -143,7 +143,7 @@ impl ClusterBuilder {
                 0 => None,
                 _ => Some(cluster.token().await),
             };
-            let made = cluster.make(slot, 0, join);
+            let made = cluster.make(slot, 0, join, None);
             cluster.slots.push(made);
         }
         cluster.wait_whole().await;
@@ -225,7 +225,7 @@ impl Cluster {
     }
 
     /// Starts a node of a slot for the first time.
-    fn make(&self, slot: usize, predecessors: usize, join: Option<String>) -> Slot {
+    fn make(&self, slot: usize, predecessors: usize, join: Option<String>, listen: Option<String>) -> Slot {
         let name = match predecessors {
             0 => format!("n{slot}"),
             nth => format!("n{slot}-{nth}"),
@@ -235,7 +235,11 @@ impl Cluster {
         let place = self.relay.as_ref().map(|relay| relay.placer(slot));
         let own = self.builder.data_dirs.iter().find(|(of, _)| *of == slot).map(|(_, path)| path.join(&name));
         let data_dir = own.unwrap_or_else(|| self.scratch.path().join(&name));
-        let builder = Node::builder()
+        let builder = match listen {
+            Some(url) => Node::builder().listen(url),
+            None => Node::builder(),
+        };
+        let builder = builder
             .data_dir(data_dir)
             .ready_within(WHOLE_WITHIN)
             .env(CLOCK_VARIABLE, self.clock_file(slot).to_str().unwrap())
@@ -336,16 +340,10 @@ impl Cluster {
         let predecessors = self.slots[slot].predecessors + 1;
         let _ = std::fs::remove_dir_all(self.node(slot).data_dir());
         let token = self.token().await;
-        let same_ports = self.builder.same_ports;
-        let former = self.node(slot).address().to_owned();
-        let made = self.make(slot, predecessors, Some(token));
+        // Its clients may know the old port only.
+        let listen = self.builder.same_ports.then(|| self.node(slot).endpoint());
+        let made = self.make(slot, predecessors, Some(token), listen);
         self.slots[slot] = made;
-        if same_ports && self.node(slot).address() != former {
-            // Its clients know the old port only.
-            self.terminate(slot);
-            self.slots[slot].node.listen_at(&former);
-            self.restart(slot);
-        }
     }
 
     /// Removes a member by its name, and waits until it is none.

@@ -135,7 +135,7 @@ fn move_leader(ctl: &Ctl) {
 /// A learner that is announced and never starts.
 fn learner_by_hand(ctl: &Ctl) {
     let added = ctl.ok(&["member", "add", "ghost", "--learner", "--peer-urls=https://127.0.0.1:1"]);
-    assert!(added.contains("added to cluster"), "{added}");
+    assert!(added.contains("added as learner to cluster"), "{added}");
     // Its name is its own to say, when it starts.
     let ghost = ctl.members().into_iter().find(|(.., url, _)| url == "https://127.0.0.1:1").unwrap();
     let (_, id, _, learner) = ghost;

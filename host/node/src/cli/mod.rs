@@ -3,15 +3,18 @@
 //! **Invariant:** results go to standard output, everything else to standard error; a write whose fate is unknown is not
 //! sent again.
 
+mod cert;
 mod connect;
 mod get;
 mod keys;
 mod lease;
 mod lock;
 mod maintain;
+mod member;
 mod out;
 mod plugin;
 mod put;
+mod status;
 mod token;
 mod txn;
 mod watch;
@@ -75,17 +78,22 @@ pub(crate) enum Verb {
     Lease(lease::Lease),
     /// Holds a lock: until interrupted, or while a command runs
     Lock(lock::Lock),
-    /// How the node is
+    /// How every member of the cluster is
     Status,
     /// Forgets history below a revision
     #[command(visible_alias = "compact")]
     Compaction(maintain::Compaction),
     /// Members of the cluster
     #[command(subcommand)]
-    Member(maintain::Member),
+    Member(member::Member),
+    /// Hands leadership to a member
+    MoveLeader(member::Id),
     /// Tokens, with which nodes join the cluster
     #[command(subcommand)]
     Token(token::Token),
+    /// Certificates of members, and the authority behind them
+    #[command(subcommand)]
+    Cert(cert::Cert),
     /// Alarms, such as a full quota
     #[command(subcommand)]
     Alarm(maintain::Alarm),
@@ -136,9 +144,11 @@ async fn dispatch(global: &Global, verb: Verb, out: &mut Out) -> anyhow::Result<
         Verb::Watch(watch) => watch.run(&connection, out).await?,
         Verb::Lease(lease) => lease.run(&connection, out).await?,
         Verb::Lock(lock) => return lock.run(&connection, out).await,
-        Verb::Status => maintain::status(&connection, out).await?,
+        Verb::Status => status::status(&connection, out).await?,
         Verb::Compaction(compaction) => compaction.run(&connection, out).await?,
         Verb::Member(member) => member.run(&connection, out).await?,
+        Verb::MoveLeader(to) => to.lead(&connection, out).await?,
+        Verb::Cert(cert) => cert.run(&connection, out).await?,
         Verb::Token(token) => token.run(&connection, out).await?,
         Verb::Alarm(alarm) => alarm.run(&connection, out).await?,
         Verb::Plugin(plugin) => plugin.run(&connection, out).await?,
@@ -205,6 +215,13 @@ mod tests {
             "status",
             "compaction 5 --physical",
             "member list",
+            "member add b --peer-urls=https://h:1,https://h:2 --learner",
+            "member remove 8e9e05c52164694d",
+            "member update 1f --peer-urls https://h:1",
+            "member promote 1f",
+            "move-leader 1f",
+            "cert rotate-authority",
+            "cert name --name a",
             "alarm disarm",
             "token create --ttl 30m",
             "token ls -w json",
@@ -230,6 +247,9 @@ mod tests {
             "lease grant soon",
             "lease revoke zz",
             "get --order=UP a",
+            "member add b",
+            "member add b --peer-urls=http://h:1",
+            "member remove zz",
         ] {
             let words: Vec<&str> = line.split(' ').collect();
             assert!(verb(&words).is_err(), "{line}");

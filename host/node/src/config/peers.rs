@@ -12,7 +12,7 @@ use kvasir_transport::token::JoinToken;
 use super::{ConfigError, Given, parse};
 
 /// The cluster's token unless another is given.
-const CLUSTER_TOKEN: &str = "kvasir-cluster";
+pub(crate) const CLUSTER_TOKEN: &str = "kvasir-cluster";
 const LISTEN: &str = "127.0.0.1:2380";
 
 /// The peers' part of the config.

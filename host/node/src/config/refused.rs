@@ -92,7 +92,7 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
     ("log-format", "logs are lines of text; leave it out"),
     ("log-rotation-config-json", "let the host rotate the log file"),
     ("logger", "logs are lines of text; leave it out"),
-    ("max-learners", "a cluster has one learner at a time that is to become a voter; leave it out"),
+    ("max-learners", "a cluster may have 16 learners that are to stay so; leave it out"),
     ("max-request-bytes", "the limit is 1572864 bytes"),
     ("max-snapshots", "a snapshot is kept while it is sent; leave it out"),
     ("max-txn-ops", "the limit is 128 operations"),

@@ -4,8 +4,9 @@
 
 use kvasir_api::kvasir::cluster::v1::nodes_server::Nodes;
 use kvasir_api::kvasir::cluster::v1::{
-    CreateTokenRequest, CreateTokenResponse, ListTokensRequest, ListTokensResponse, NodeStatusRequest, NodeStatusResponse,
-    Progress, RemoveTokenRequest, RemoveTokenResponse, RotateAuthorityRequest, RotateAuthorityResponse, Token,
+    CreateTokenRequest, CreateTokenResponse, ListTokensRequest, ListTokensResponse, Member, NodeStatusRequest,
+    NodeStatusResponse, Progress, RemoveTokenRequest, RemoveTokenResponse, RotateAuthorityRequest, RotateAuthorityResponse,
+    Token,
 };
 use kvasir_api::{Error, limits};
 use kvasir_engine::TokenUsed;
@@ -64,13 +65,21 @@ impl Nodes for Door {
         let raft = self.engine.raft_status();
         let metrics = self.engine.metrics();
         let me = self.engine.node_id();
-        let info = self.engine.members().into_iter().find(|info| info.id == me);
+        let member = |info: kvasir_consensus::MemberInfo| Member {
+            id: info.id,
+            name: info.member.name,
+            peer_urls: info.member.peer_urls,
+            client_urls: info.member.client_urls,
+            learner: info.learner,
+        };
+        let members: Vec<Member> = self.engine.members().into_iter().map(member).collect();
+        let this = members.iter().find(|member| member.id == me);
         let progress =
             |(node_id, index): (u64, Option<u64>)| Progress { node_id, index: index.unwrap_or(0), unknown: index.is_none() };
         Ok(Response::new(NodeStatusResponse {
             node_id: me,
             cluster_id: self.engine.cluster_id(),
-            name: info.as_ref().map_or_else(String::new, |info| info.member.name.clone()),
+            name: this.map_or_else(String::new, |this| this.name.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             leader: raft.leader.unwrap_or(0),
             term: raft.term,
@@ -79,8 +88,9 @@ impl Nodes for Door {
             revision: self.engine.revision(),
             logical_bytes: metrics.logical_bytes,
             quota_bytes: metrics.quota_bytes,
-            learner: info.is_some_and(|info| info.learner),
+            learner: this.is_some_and(|this| this.learner),
             certificate_not_after_ms: self.identity.as_ref().map_or(0, Identity::certificate_not_after_ms),
+            certificate_overdue: self.identity.as_ref().is_some_and(Identity::is_overdue),
             authorities: self.identity.iter().flat_map(Identity::trusted).map(|print| print.to_vec().into()).collect(),
             rotation: self.identity.as_ref().map_or_else(String::new, Identity::rotation),
             alarms: self
@@ -90,6 +100,7 @@ impl Nodes for Door {
                 .map(|(member, alarm)| format!("{} ({member:x})", alarm.as_str_name()))
                 .collect(),
             progress: if raft.is_leader { self.engine.progress().into_iter().map(progress).collect() } else { Vec::new() },
+            members,
         }))
     }
 

@@ -17,8 +17,17 @@ pub(crate) struct Booted {
     /// Authorities whose keys are here.
     pub(crate) authorities: Vec<Authority>,
     pub(crate) boot: Boot,
-    /// Made just now, to be stored once the data folder is this node's.
-    pub(crate) fresh: bool,
+    pub(crate) unstored: Unstored,
+}
+
+/// What was made just now, to be stored once the data folder is known to be this process's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unstored {
+    Nothing,
+    /// The credentials, renewed.
+    Credentials,
+    /// The credentials, and the authority of a new cluster.
+    Everything,
 }
 
 /// Settles who this node is.
@@ -50,7 +59,7 @@ pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me:
         Origin::Join { token, learner } => {
             let credentials = joining::join(folder, token, *learner, me).await?;
             let boot = boot_of(&credentials);
-            Ok(Booted { credentials, authorities: Vec::new(), boot, fresh: false })
+            Ok(Booted { credentials, authorities: Vec::new(), boot, unstored: Unstored::Nothing })
         }
         Origin::Founder | Origin::Static(_) | Origin::Existing => {
             if has_data {
@@ -69,7 +78,7 @@ pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me:
                 }
             })
             .await?;
-            Ok(Booted { credentials, authorities: vec![authority], boot: Boot::Alone, fresh: true })
+            Ok(Booted { credentials, authorities: vec![authority], boot: Boot::Alone, unstored: Unstored::Everything })
         }
     }
 }
@@ -94,7 +103,7 @@ async fn stored(folder: &Folder, life: Duration) -> Result<Option<Booted>, Strin
     };
     let found = blocking(move || Ok((read.credentials()?, read.authorities()?))).await.map_err(unusable)?;
     let (Some(mut credentials), authorities) = found else { return Ok(None) };
-    let now = SystemTime::now();
+    let (now, mut unstored) = (SystemTime::now(), Unstored::Nothing);
     if credentials.is_due(now)
         && let Some(authority) = authorities.iter().find(|authority| *authority.certificate() == credentials.roots()[0])
     {
@@ -102,8 +111,8 @@ async fn stored(folder: &Folder, life: Duration) -> Result<Option<Booted>, Strin
             let certificate = authority.sign(&credentials.key().request()?, credentials.name(), now, life)?;
             credentials.certified(certificate, credentials.roots().to_vec())
         };
-        // In memory; it is stored by the next renewal, once the folder is known to be this process's.
         credentials = sign().map_err(|error| unusable(error.to_string()))?;
+        unstored = Unstored::Credentials;
     }
     if credentials.not_after() <= now {
         return Err(format!(
@@ -113,7 +122,7 @@ async fn stored(folder: &Folder, life: Duration) -> Result<Option<Booted>, Strin
         ));
     }
     let boot = boot_of(&credentials);
-    Ok(Some(Booted { credentials, authorities, boot, fresh: false }))
+    Ok(Some(Booted { credentials, authorities, boot, unstored }))
 }
 
 fn of_operator(config: &Config, credentials: Credentials, has_data: bool) -> Result<Booted, String> {
@@ -138,5 +147,5 @@ fn of_operator(config: &Config, credentials: Credentials, has_data: bool) -> Res
         }
         _ => Boot::Alone,
     };
-    Ok(Booted { credentials, authorities: Vec::new(), boot, fresh: false })
+    Ok(Booted { credentials, authorities: Vec::new(), boot, unstored: Unstored::Nothing })
 }

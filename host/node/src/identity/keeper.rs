@@ -135,12 +135,6 @@ impl Identity {
         if held.is_due(SystemTime::now()) || !signed_by_current {
             self.renew(folder, &held).await?;
         }
-        // What was renewed at boot, when the folder might still have been somebody else's.
-        let (stored, current) = (folder.clone(), held.certificate().clone());
-        let is_stored = blocking(move || Ok(stored.credentials()?.is_some_and(|stored| *stored.certificate() == current)));
-        if self.held().credentials.certificate() == held.certificate() && !is_stored.await? {
-            self.store(folder, &held).await?;
-        }
         Ok(())
     }
 

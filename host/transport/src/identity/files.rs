@@ -93,6 +93,15 @@ impl Folder {
         Ok(authorities)
     }
 
+    /// Stores an authority, to be trusted and to sign.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn store_authority(&self, authority: &Authority) -> Result<(), IdentityError> {
+        self.store_authorities([authority])?;
+        self.write("ca.crt", &pem(std::slice::from_ref(authority.certificate())), 0o644)
+    }
+
     /// Stores the authorities' keys.
     ///
     /// # Errors

@@ -115,8 +115,12 @@ async fn ask(
 /// Answers somebody who asks to join.
 pub(super) async fn answer(inner: &Inner, connection: &quinn::Connection) {
     let exchange = async {
-        let (mut send, mut receive) = connection.accept_bi().await.ok()?;
-        let request = timeout(inner.options.connect_timeout, receive.read_to_end(REQUEST_BYTES_MAX)).await.ok()?.ok()?;
+        let read = async {
+            let (send, mut receive) = connection.accept_bi().await.ok()?;
+            Some((send, receive.read_to_end(REQUEST_BYTES_MAX).await.ok()?))
+        };
+        // Whoever has connected to ask asks.
+        let (mut send, request) = timeout(inner.options.connect_timeout, read).await.ok()??;
         let answer = inner.accept.join(Bytes::from(request)).await;
         send.write_all(&answer).await.ok()?;
         send.finish().ok()?;
@@ -130,7 +134,10 @@ pub(super) async fn answer(inner: &Inner, connection: &quinn::Connection) {
     connection.close(Code::Answered.into(), b"");
 }
 
-fn client(authority: [u8; 32], options: &QuicOptions) -> Result<quinn::ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
+pub(super) fn client(
+    authority: [u8; 32],
+    options: &QuicOptions,
+) -> Result<quinn::ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
     let provider = config::provider();
     let pinned = Arc::new(Pinned { authority, provider: Arc::clone(&provider) });
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)

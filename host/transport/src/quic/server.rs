@@ -13,6 +13,8 @@ use crate::identity::NodeName;
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(inner: Arc<Inner>) {
     let handshakes = Arc::new(Semaphore::new(inner.options.handshakes_max));
+    // Those who ask to join take no place from members that shake hands.
+    let joins = Arc::new(Semaphore::new(inner.options.joins_max));
     loop {
         let incoming = tokio::select! {
             () = inner.stop.cancelled() => return,
@@ -29,21 +31,21 @@ pub(super) async fn run(inner: Arc<Inner>) {
             incoming.refuse();
             continue;
         };
-        let inner = Arc::clone(&inner);
+        let (inner, joins) = (Arc::clone(&inner), Arc::clone(&joins));
         tokio::spawn(async move {
             let from = incoming.remote_address();
             let shaken = match incoming.accept() {
                 Ok(connecting) => timeout(inner.options.connect_timeout, connecting).await,
                 Err(error) => Ok(Err(error)),
             };
+            drop(permit);
             match shaken {
                 Ok(Ok(connection)) => match protocol(&connection).as_deref() {
-                    Some(PEER_PROTOCOL) => {
-                        drop(permit);
-                        meet(inner, connection).await;
-                    }
-                    // Whoever asks to join counts as shaking hands until it is answered.
-                    Some(JOIN_PROTOCOL) => join::answer(&inner, &connection).await,
+                    Some(PEER_PROTOCOL) => meet(inner, connection).await,
+                    Some(JOIN_PROTOCOL) => match joins.try_acquire() {
+                        Ok(_place) => join::answer(&inner, &connection).await,
+                        Err(_) => connection.close(Code::Busy.into(), b"too many ask to join at once"),
+                    },
                     _ => connection.close(Code::Protocol.into(), b"unknown protocol"),
                 },
                 Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake failed"),

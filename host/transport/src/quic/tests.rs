@@ -337,3 +337,59 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off() {
     assert!(answer.is_err() || answer.is_ok_and(|bytes| bytes.is_empty()));
     assert_eq!(one.ask(&two.peer(), Class::Vote, "still").await.unwrap(), "1 Vote still");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_has_not_shown_itself_is_sent_at_most_three_times_what_came_from_it() {
+    let authority = authority();
+    let short = QuicOptions { connect_timeout: Duration::from_millis(700), ..options() };
+    let server = node(&credentials(&authority, CLUSTER, 2, SystemTime::now()), short);
+    // The first flight of a handshake, whose sender then says nothing more: as one does who gives somebody else's address.
+    let trap = UdpSocket::bind("127.0.0.1:0").unwrap();
+    trap.set_read_timeout(Some(SOON)).unwrap();
+    let client = member(&authority, 1);
+    let config = client.quic.inner.configs.read().client.clone();
+    let name = server.quic.name().dns();
+    let dialling = client.quic.inner.endpoint.connect_with(config, trap.local_addr().unwrap(), &name).unwrap();
+    let mut packet = [0; 2_048];
+    let sent = trap.recv(&mut packet).unwrap();
+    drop(dialling);
+    let victim = UdpSocket::bind("127.0.0.1:0").unwrap();
+    victim.send_to(&packet[..sent], server.quic.address().unwrap()).unwrap();
+    // All that comes until well after the server has given the handshake up, retransmissions among it.
+    let received = tokio::task::spawn_blocking(move || {
+        victim.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let (mut received, mut packet) = (0, [0; 2_048]);
+        while let Ok(length) = victim.recv(&mut packet) {
+            received += length;
+        }
+        received
+    });
+    let received = received.await.unwrap();
+    assert!(received > 0, "the server did not take it for a handshake");
+    assert!(received <= 3 * sent, "{received} bytes for {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_that_connect_to_join_and_say_nothing_take_no_place_from_members_and_are_let_go() {
+    let authority = authority();
+    let few = QuicOptions { handshakes_max: 4, joins_max: 2, connect_timeout: Duration::from_secs(1), ..options() };
+    let server = node(&credentials(&authority, CLUSTER, 2, SystemTime::now()), few);
+    let pin = fingerprint(authority.certificate());
+    let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let config = super::join::client(pin, &options()).unwrap();
+        let connecting = endpoint.connect_with(config, server.quic.address().unwrap(), "join.kvasir").unwrap();
+        // Those beyond the bound are told so, or end before their handshake does.
+        if let Ok(connection) = connecting.await {
+            silent.push(connection);
+        }
+    }
+    let one = member(&authority, 1);
+    assert_eq!(one.ask(&server.peer(), Class::Vote, "through").await.unwrap(), "1 Vote through");
+    for connection in silent {
+        tokio::time::timeout(SOON, connection.closed()).await.expect("a silent stranger is kept");
+    }
+    let at = [server.quic.address().unwrap().to_string()];
+    assert_eq!(join(&at, pin, Bytes::from_static(b"again"), &options()).await.unwrap(), "welcome again");
+}
