@@ -57,6 +57,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
     setting("join", "TOKEN", "Join the cluster that this token of `kvasir token create` is for; ignored once joined"),
     setting("learner", "", "Join as a learner, which never votes unless `kvasir member promote` says so [default: false]"),
     setting(
+        "force-new-cluster",
+        "",
+        "Go on alone with what this member has, when the others are lost for good; never start those again [default: false]",
+    ),
+    setting(
         "initial-cluster",
         "MEMBERS",
         "Members of a new cluster, each with your own certificate: name=https://host:port, comma-separated",
@@ -116,6 +121,8 @@ pub(crate) struct Config {
     pub(crate) peers: Peers,
     /// How long certificates are good for that this node signs.
     pub(crate) certificate_life: Duration,
+    /// To go on alone, whoever else was a member.
+    pub(crate) force_new_cluster: bool,
     /// Logical bytes; `None`: the default.
     pub(crate) quota_bytes: Option<u64>,
     /// The leader's heartbeat, in milliseconds.
@@ -244,6 +251,7 @@ impl Config {
             data_dir: parse::or(given, "data-dir", PathBuf::from("kvasir-data"), parse::path)?,
             listen: parse::or(given, "listen-client-urls", vec!["127.0.0.1:2379".to_owned()], parse::listen)?,
             advertise: parse::or(given, "advertise-client-urls", Vec::new(), parse::advertise)?,
+            force_new_cluster: parse::or(given, "force-new-cluster", false, parse::yes_or_no)?,
             quota_bytes: Some(parse::or(given, "quota-backend-bytes", 0, parse::bytes)?).filter(|bytes| *bytes > 0),
             heartbeat_ms,
             election_ms,

@@ -88,6 +88,7 @@ pub(crate) async fn start(config: &Config, me: &Member, socket: UdpSocket) -> Re
     options.heartbeat_ms = config.heartbeat_ms;
     options.election_ms = config.election_ms;
     options.wall_clock = wall::clock();
+    options.force_new_cluster = config.force_new_cluster;
     let peers = PeerOptions { network: Arc::new(quic.clone()), door: Arc::clone(&door), boot: booted.boot.clone() };
     options.peers = Some(peers);
     let engine = Engine::start(options).await.map_err(|error| error.to_string())?;
@@ -102,7 +103,7 @@ pub(crate) async fn start(config: &Config, me: &Member, socket: UdpSocket) -> Re
     Ok(Started { engine, identity, quic })
 }
 
-/// Stores what a founder has made, now that the folder is this process's.
+/// Stores what a founder has made, now that the folder is this process's, and that there is data that must not be lost.
 async fn keep(source: &Source, booted: &Booted, engine: &Engine) -> Result<(), String> {
     let name = booted.credentials.name();
     if (name.cluster, name.node) != (engine.cluster_id(), engine.node_id()) {

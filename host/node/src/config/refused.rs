@@ -79,10 +79,6 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
     ("experimental-warning-unary-request-duration", "use /metrics, and --log-level debug"),
     ("experimental-watch-progress-notify-interval", "an idle watcher that asks for it is told every ten minutes; leave it out"),
     ("feature-gates", "there are no feature gates; leave it out"),
-    (
-        "force-new-cluster",
-        "a member that is alone has no way back to a quorum in this version; restore from a data folder of another member",
-    ),
     ("grpc-keepalive-min-time", "clients may ping as often as they like; leave it out"),
     ("host-whitelist", "requests are served whatever host they name; leave it out"),
     ("initial-election-tick-advance", "a node starts to follow at once; leave it out"),

@@ -106,8 +106,8 @@ fn durations_carry_their_unit() {
 
 #[test]
 fn flags_of_etcd_that_are_not_supported_yet_say_so() {
-    let line = refusal(&[("force-new-cluster", "")], &[]);
-    assert!(line.starts_with("--force-new-cluster is not supported in this version: "), "{line}");
+    let line = refusal(&[("auto-tls", "")], &[]);
+    assert!(line.starts_with("--auto-tls is not supported in this version: "), "{line}");
     let (_folder, path) = file("wal-dir = '/x'\n");
     assert!(refusal(&[("config-file", &path)], &[]).starts_with("--wal-dir is not supported in this version"));
 }

@@ -44,6 +44,16 @@ pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me:
         Source::Cluster(folder) => folder,
     };
     if let Some(booted) = stored(folder, config.certificate_life).await? {
+        let read = folder.clone();
+        if !has_data && blocking(move || read.has_data()).await? {
+            // It may have voted, and entries may count as stored because it said so: without its log it must not say anything.
+            return Err(format!(
+                "--data-dir {} has the identity of node {:016x} and not its data: put the data back; or remove the member with \
+                 `kvasir member remove {1:x}`, empty the folder and join again",
+                config.data_dir.display(),
+                booted.credentials.name().node
+            ));
+        }
         if let Origin::Join { .. } = config.peers.origin {
             tracing::info!(node = %booted.credentials.name(), "--join is ignored: this node has joined already");
         }

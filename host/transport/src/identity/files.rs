@@ -10,11 +10,13 @@ use rustls::pki_types::pem::PemObject;
 
 use super::{Authority, Credentials, IdentityError, NodeKey};
 
+const HAS_DATA: &str = "has-data";
+
 /// Files here are small; one that is not is none of ours.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// `identity/` in the data folder: `node.key`, `node.crt`, `ca.crt` (the authorities trusted, the one that signs first) and on a
-/// voter `ca.key` (their keys).
+/// `identity/` in the data folder: `node.key`, `node.crt`, `ca.crt` (the authorities trusted, the one that signs first), on a
+/// voter `ca.key` (their keys), and `has-data` once the node has run with its data.
 ///
 /// Files are replaced whole. Keys have mode 0600; one that others may read is refused, not mended: it may have been read. A key
 /// is stored before the certificate that it belongs to, so that a change cut short leaves a key too many and never one too few.
@@ -108,6 +110,29 @@ impl Folder {
     /// `Io`.
     pub fn store_authorities<'a>(&self, authorities: impl IntoIterator<Item = &'a Authority>) -> Result<(), IdentityError> {
         self.write("ca.key", &authorities.into_iter().map(Authority::key_pem).collect::<String>(), 0o600)
+    }
+
+    /// Notes that the node with this identity has data: it may have voted, and answered for what it stored.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn note_data(&self) -> Result<(), IdentityError> {
+        if self.has_data()? {
+            return Ok(());
+        }
+        self.write(
+            HAS_DATA,
+            "This node has run with its data. Without that data it must not come back under this identity.\n",
+            0o644,
+        )
+    }
+
+    /// Whether [`Folder::note_data`] was called for this identity, ever.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn has_data(&self) -> Result<bool, IdentityError> {
+        self.read(HAS_DATA).map(|found| found.is_some())
     }
 
     fn certificates(&self, file: &str) -> Result<Option<Vec<CertificateDer<'static>>>, IdentityError> {

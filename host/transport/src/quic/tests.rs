@@ -378,7 +378,7 @@ async fn strangers_that_connect_to_join_and_say_nothing_take_no_place_from_membe
     let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
     let mut silent = Vec::new();
     for _ in 0..8 {
-        let config = super::join::client(pin, &options()).unwrap();
+        let config = join::client(pin, &options()).unwrap();
         let connecting = endpoint.connect_with(config, server.quic.address().unwrap(), "join.kvasir").unwrap();
         // Those beyond the bound are told so, or end before their handshake does.
         if let Ok(connection) = connecting.await {
