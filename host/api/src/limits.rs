@@ -25,9 +25,13 @@ pub const LEASE_TTL_MAX_S: i64 = 9_000_000_000;
 pub const LEASE_TTL_MIN_S: i64 = 2;
 /// Leases in one renewal entry: what fits a request with room to spare.
 pub const LEASE_RENEW_BATCH_MAX: usize = 10_000;
-/// How much longer than its deadline a lease may live for the sake of a grant or renewal that was slow to commit; what takes
-/// longer is answered with a timeout.
+/// How much longer than its TTL a lease lives at most, for the sake of a grant or renewal that is slow to commit; what takes longer
+/// is answered with a timeout.
 pub const LEASE_SLACK_MS_MAX: u64 = 8_192;
+/// How much longer than its TTL a lease lives at least.
+pub const LEASE_SLACK_MS_MIN: u64 = 128;
+/// Leases that a plugin may have at once.
+pub const LEASES_PER_PLUGIN_MAX: usize = 1_024;
 /// Leases in one revoke entry.
 pub const LEASE_REVOKE_BATCH_MAX: usize = 1_000;
 /// Keys that one expiry entry may delete, but one lease is always revoked whole.

@@ -3,13 +3,13 @@
 //! What is authorised is the range that will be executed, exactly as it will be: no door normalises a `range_end` after this
 //! point (etcd's GHSA-xg4h-6gfc-h4m8 was a `\0` normalised before the check).
 //!
-//! **Invariant:** [`Engine::propose_as`] is the only caller of `Consensus::propose`; what names keys or leases comes to it through
+//! **Invariant:** [`Engine::propose_as`] and [`Engine::propose_in_term`] are the only ways to `Consensus::propose`; what names keys or leases comes to it through
 //! [`Engine::submit`], or from the engine itself: renewals, expiries, a lock's key given up, a plugin's effect whose writes were
 //! authorised when they were staged.
 
 use kvasir_api::Error;
-use kvasir_api::command::Command;
 use kvasir_api::command::command::Body;
+use kvasir_api::command::{Command, Origin};
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
 use kvasir_api::limits::REQUEST_BYTES_MAX;
@@ -144,16 +144,27 @@ impl Engine {
     }
 
     /// Takes an authorised command to its reply.
-    pub(crate) async fn propose_as(
-        &self,
-        body: Body,
-        origin: kvasir_api::command::Origin,
-        tenant: u64,
-    ) -> Result<Reply, Error> {
-        let origin = (origin != kvasir_api::command::Origin::default()).then_some(origin);
+    pub(crate) async fn propose_as(&self, body: Body, origin: Origin, tenant: u64) -> Result<Reply, Error> {
+        self.propose_command(body, origin, tenant, 0).await
+    }
+
+    /// Takes a decision of the leader of a term to its reply; by an entry of another term nothing is done.
+    ///
+    /// # Errors
+    /// `NotLeader` when this node does not lead in that term, and what a proposal can fail with.
+    pub(crate) async fn propose_in_term(&self, term: u64, body: Body) -> Result<Reply, Error> {
+        if self.consensus().leading_term() != Some(term) {
+            return Err(Error::NotLeader);
+        }
+        let caller = Caller::client();
+        self.propose_command(body, caller.origin, caller.tenant, term).await
+    }
+
+    async fn propose_command(&self, body: Body, origin: Origin, tenant: u64, term: u64) -> Result<Reply, Error> {
+        let origin = (origin != Origin::default()).then_some(origin);
         let held = fill::lowest_revision(&body);
         let staged = Executed::staged(&body);
-        let command = Command { version: 0, tenant, origin, stamp: None, forwarded: None, body: Some(body) };
+        let command = Command { tenant, origin, term, body: Some(body), ..Command::default() };
         if command.encoded_len() > REQUEST_BYTES_MAX {
             return Err(Error::RequestTooLarge);
         }

@@ -17,6 +17,7 @@ use crate::compact;
 use crate::fill::Holds;
 use crate::lease;
 use crate::lock::Lines;
+use crate::maintenance;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::options::{EngineOptions, StartError};
 use crate::slack::Slack;
@@ -149,10 +150,13 @@ impl Engine {
                 slack: Slack::default(),
             }),
         };
-        if let Err(error) = engine.set_quota().await {
-            engine.shutdown().await;
-            return Err(error);
+        if let Some(term) = engine.consensus().leading_term()
+            && let Err(error) = engine.set_quota(term).await
+        {
+            // A node that is alone serves under its quota from the first request on; in a cluster the next leader sees to it.
+            tracing::warn!(%error, "the quota is not in force yet");
         }
+        engine.inner.tasks.spawn(maintenance::quota(engine.clone()));
         engine.inner.tasks.spawn(Arc::clone(&engine.inner.feed.hub).run(engine.inner.stop.clone()));
         engine.inner.tasks.spawn(lease::renew(engine.clone(), waiting));
         engine.inner.tasks.spawn(lease::expire(engine.clone()));
@@ -216,6 +220,16 @@ impl Engine {
         self.inner.consensus.is_leader()
     }
 
+    /// The term in which this node leads, as last reported.
+    pub fn leading_term(&self) -> Option<u64> {
+        self.inner.consensus.leading_term()
+    }
+
+    /// The term and the leader as last reported, and their changes.
+    pub fn standings(&self) -> watch::Receiver<(u64, Option<u64>)> {
+        self.inner.consensus.standings()
+    }
+
     /// Whether a leader is known.
     pub fn has_leader(&self) -> bool {
         self.inner.consensus.leader().is_some()
@@ -234,6 +248,14 @@ impl Engine {
     /// Where raft stands.
     pub fn raft_status(&self) -> Status {
         self.inner.consensus.status()
+    }
+
+    /// Does something that may take as long as a request may, unless the engine stops first.
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.inner.stop.cancelled() => None,
+        }
     }
 
     pub(crate) fn consensus(&self) -> &Consensus {

@@ -5,12 +5,15 @@
 //! leadership, and the deadline stands in the state of every member; a lease is therefore neither early nor late across a change
 //! of leader, where etcd refreshes every lease in full (etcd issues 9395, 13294).
 //!
-//! A deadline counts from the stamp of the entry, a client counts from the reply; [`crate::slack`] is what lies between them, and a
-//! lease counts as expired only when that has passed too.
+//! Any member answers: its proposals reach the leader, and what the leader decided is applied here before the answer. Only the
+//! leader ends leases, in its term.
+//!
+//! A deadline counts from the stamp of the entry, a client counts from the reply; [`crate::slack`] is what lies between them. It is
+//! in the entry, so that a lease that a member was slow to answer for is not ended early by a leader that does not know.
 //!
 //! **Invariant:** a lease that has expired is not renewed here: its keepalive waits for the revocation and is answered 0.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
@@ -30,6 +33,8 @@ use crate::write::unexpected;
 
 /// How long a revocation that failed waits for its next try, in milliseconds.
 const RETRY_MS: u64 = 50;
+/// How often what was answered too late is tried with more slack.
+const ANSWER_TRIES: usize = 4;
 
 /// A keepalive that waits for its renewal.
 pub(crate) struct Renewal {
@@ -55,27 +60,16 @@ enum Standing {
 impl Engine {
     fn lease_standing(&self, caller: &Caller, id: i64) -> Standing {
         let now_ms = self.cluster_ms();
-        let expired_ms = self.expired_ms();
         let state = self.consensus().state().read();
         match state.lease(id).filter(|lease| lease.tenant == caller.tenant) {
             None => Standing::Missing,
-            Some(lease) if lease.deadline_ms <= expired_ms => Standing::Expired,
-            Some(lease) => Standing::Alive { ttl_s: lease.ttl_s, left_ms: lease.deadline_ms.saturating_sub(now_ms) },
+            Some(lease) if lease.deadline_ms <= now_ms => Standing::Expired,
+            Some(lease) => {
+                // The slack is not promised to anybody.
+                let ttl_ms = u64::try_from(lease.ttl_s).unwrap_or(0).saturating_mul(1_000);
+                Standing::Alive { ttl_s: lease.ttl_s, left_ms: lease.deadline_ms.saturating_sub(now_ms).min(ttl_ms) }
+            }
         }
-    }
-
-    /// Leases with a deadline up to here have expired.
-    fn expired_ms(&self) -> u64 {
-        let now_ms = self.cluster_ms();
-        now_ms.saturating_sub(self.inner().slack.at(now_ms))
-    }
-
-    /// Notes, before it is told, that leases of up to this TTL are counted on from now on; `began_ms` is before their stamp.
-    fn note_told(&self, began_ms: u64, ttl_s: i64) {
-        let now_ms = self.cluster_ms();
-        let ttl_ms = u64::try_from(ttl_s).unwrap_or(0).saturating_mul(1_000);
-        // Rounded up: milliseconds are cut off at both ends.
-        self.inner().slack.note(now_ms.saturating_sub(began_ms) + 1, now_ms.saturating_add(ttl_ms) + 1);
     }
 
     /// Grants a lease (etcd `Lease.LeaseGrant`); with id 0 the id is chosen here.
@@ -87,16 +81,22 @@ impl Engine {
             return Err(Error::LeaseTtlTooLarge);
         }
         let id = if request.id == 0 { self.fresh_lease_id()? } else { request.id };
-        let began_ms = self.cluster_ms();
-        match self.submit(caller, Body::LeaseGrant(LeaseGrant { id, ttl_s: request.ttl })).await? {
-            Reply::LeaseGrant { revision, id, ttl_s } => {
-                self.note_told(began_ms, ttl_s);
-                self.inner().counters.leases_granted.add(1);
-                let header = Some(self.header_at(revision));
-                Ok(LeaseGrantResponse { header, id, ttl: ttl_s, error: String::new() })
+        for _ in 0..ANSWER_TRIES {
+            let (slack_ms, began) = (self.inner().slack.ask_ms(), Instant::now());
+            match self.submit(caller, Body::LeaseGrant(LeaseGrant { id, ttl_s: request.ttl, slack_ms })).await? {
+                Reply::LeaseGrant { revision, id, ttl_s } => {
+                    // It may have ended before anybody was told of it: then it is granted anew.
+                    if !self.inner().slack.covers(slack_ms, began.elapsed()) && self.renewed(id).await? == 0 {
+                        continue;
+                    }
+                    self.inner().counters.leases_granted.add(1);
+                    let header = Some(self.header_at(revision));
+                    return Ok(LeaseGrantResponse { header, id, ttl: ttl_s, error: String::new() });
+                }
+                reply => return Err(unexpected(&reply)),
             }
-            reply => Err(unexpected(&reply)),
         }
+        Err(Error::Timeout)
     }
 
     /// A random positive id that no lease has.
@@ -147,14 +147,19 @@ impl Engine {
             }
             Standing::Alive { .. } => {}
         }
+        let ttl = self.renewed(id).await?;
+        self.inner().counters.leases_renewed.add(1);
+        answer(ttl)
+    }
+
+    /// Has a lease renewed with the next entry; its TTL, 0 when there is none.
+    async fn renewed(&self, id: i64) -> Result<i64, Error> {
         let (renewed, answered) = oneshot::channel();
         self.inner().renewals.try_send(Renewal { id, renewed }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
             mpsc::error::TrySendError::Closed(_) => Error::Stopped,
         })?;
-        let ttl = answered.await.unwrap_or(Err(Error::Stopped))?;
-        self.inner().counters.leases_renewed.add(1);
-        answer(ttl)
+        answered.await.unwrap_or(Err(Error::Stopped))
     }
 
     /// Waits until an expired lease is revoked.
@@ -236,17 +241,7 @@ pub(crate) async fn renew(engine: Engine, mut queue: mpsc::Receiver<Renewal>) {
         let mut ids: Vec<i64> = waiting.iter().map(|renewal| renewal.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let caller = Caller::client();
-        let began_ms = engine.cluster_ms();
-        let result = engine.propose_as(Body::LeaseRenew(LeaseRenew { ids }), caller.origin, caller.tenant).await;
-        let result = match result {
-            Ok(Reply::LeaseRenew { leases, .. }) => {
-                engine.note_told(began_ms, leases.iter().map(|(_, ttl_s)| *ttl_s).max().unwrap_or(0));
-                Ok(leases)
-            }
-            Ok(reply) => Err(unexpected(&reply)),
-            Err(error) => Err(error),
-        };
+        let Some(result) = engine.unless_stopped(renew_all(&engine, ids)).await else { return };
         for renewal in waiting.drain(..) {
             let ttl = result
                 .as_ref()
@@ -258,13 +253,30 @@ pub(crate) async fn renew(engine: Engine, mut queue: mpsc::Receiver<Renewal>) {
     }
 }
 
+/// Renews leases; each with its TTL, 0 when there is none.
+async fn renew_all(engine: &Engine, ids: Vec<i64>) -> Result<Vec<(i64, i64)>, Error> {
+    let caller = Caller::client();
+    let slack = &engine.inner().slack;
+    for _ in 0..ANSWER_TRIES {
+        let (slack_ms, began) = (slack.ask_ms(), Instant::now());
+        let renew = Body::LeaseRenew(LeaseRenew { ids: ids.clone(), slack_ms });
+        match engine.propose_as(renew, caller.origin.clone(), caller.tenant).await? {
+            Reply::LeaseRenew { leases, .. } if slack.covers(slack_ms, began.elapsed()) => return Ok(leases),
+            // Whoever is answered now would count on more than there is.
+            Reply::LeaseRenew { .. } => {}
+            reply => return Err(unexpected(&reply)),
+        }
+    }
+    Err(Error::Timeout)
+}
+
 /// The task that proposes the end of leases whose deadline has come.
 pub(crate) async fn expire(engine: Engine) {
     let interval_ms = engine.inner().options.lease_scan_interval_ms.max(1);
     loop {
         // Not later than the next deadline, not more often than there is something to do; what is due and could not be revoked
         // is tried again after a pause.
-        let now_ms = engine.expired_ms();
+        let now_ms = engine.cluster_ms();
         let wait_ms = match engine.consensus().state().read().next_deadline_ms() {
             Some(at) if at > now_ms => interval_ms.min(at - now_ms),
             Some(_) => interval_ms.min(RETRY_MS),
@@ -274,23 +286,18 @@ pub(crate) async fn expire(engine: Engine) {
             () = engine.inner().stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
         }
-        while expire_some(&engine).await {}
+        while engine.unless_stopped(expire_some(&engine)).await == Some(true) {}
     }
 }
 
 /// Proposes one entry of expiries; `true` when there may be more.
 async fn expire_some(engine: &Engine) -> bool {
-    if engine.inner().stop.is_cancelled() {
-        return false;
-    }
     let Some(term) = engine.consensus().leading_term() else { return false };
-    let ids = engine.consensus().state().read().expired(engine.expired_ms(), LEASE_REVOKE_BATCH_MAX);
+    let ids = engine.consensus().state().read().expired(engine.cluster_ms(), LEASE_REVOKE_BATCH_MAX);
     if ids.is_empty() {
         return false;
     }
-    let caller = Caller::client();
-    let revoke = Body::LeaseRevoke(LeaseRevoke { ids, expiry_term: term });
-    match engine.propose_as(revoke, caller.origin, caller.tenant).await {
+    match engine.propose_in_term(term, Body::LeaseRevoke(LeaseRevoke { ids, expiry_term: term })).await {
         Ok(Reply::LeaseRevoke { revoked, .. }) => {
             engine.inner().counters.leases_expired.add(revoked.len() as u64);
             // etcd's counter of revocations has both.
@@ -325,13 +332,11 @@ pub(crate) async fn stamp(engine: Engine) {
         }
         // Another one leads, or the next try is as good.
         wait_ms = interval_ms.min(RETRY_MS);
-        if !engine.is_leader() {
-            continue;
-        }
-        let caller = Caller::client();
-        match engine.propose_as(Body::Tick(Tick {}), caller.origin, caller.tenant).await {
-            Ok(_) => wait_ms = interval_ms,
-            Err(error) => tracing::debug!(%error, "a stamp was not replicated"),
+        let Some(term) = engine.consensus().leading_term() else { continue };
+        match engine.unless_stopped(engine.propose_in_term(term, Body::Tick(Tick {}))).await {
+            None => return,
+            Some(Ok(_)) => wait_ms = interval_ms,
+            Some(Err(error)) => tracing::debug!(%error, "a stamp was not replicated"),
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** sizes reported to clients are logical bytes, the same that the quota counts, never file sizes.
 
+use std::time::Duration;
+
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{Alarm, QuotaSet};
 use kvasir_api::etcdserverpb::alarm_request::AlarmAction;
@@ -14,8 +16,10 @@ use kvasir_machine::Reply;
 use crate::authorise;
 use crate::caller::Caller;
 use crate::engine::Engine;
-use crate::options::StartError;
 use crate::write::unexpected;
+
+/// Between two tries to put the quota in force.
+const QUOTA_RETRY: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Raises, lifts or lists alarms (etcd `Maintenance.Alarm`).
@@ -96,16 +100,41 @@ impl Engine {
         self.consensus().state().read().alarms().collect()
     }
 
-    /// Puts the quota in force that the node was started with, when it is another one.
-    pub(crate) async fn set_quota(&self) -> Result<(), StartError> {
+    /// Puts the quota in force that the node was started with, when it is another one: as the leader of a term, or not at all.
+    pub(crate) async fn set_quota(&self, term: u64) -> Result<(), Error> {
         let Some(bytes) = self.inner().options.quota_bytes else { return Ok(()) };
+        // What an earlier leader has set may not be applied here yet.
+        self.linearize().await?;
         if self.consensus().state().read().quota_bytes() == bytes {
             return Ok(());
         }
-        let caller = Caller::client();
-        self.submit(&caller, Body::QuotaSet(QuotaSet { bytes, of_tenant: false }))
-            .await
-            .map(|_| ())
-            .map_err(|error| StartError::NotReady(format!("the quota cannot be set: {error}")))
+        self.propose_in_term(term, Body::QuotaSet(QuotaSet { bytes, of_tenant: false })).await.map(drop)
+    }
+}
+
+/// The task that puts this node's quota in force whenever it begins to lead: what holds is the leader's, so that members that were
+/// started with different ones do not overrule each other by turns.
+pub(crate) async fn quota(engine: Engine) {
+    let mut standings = engine.consensus().standings();
+    let mut done_in = None;
+    loop {
+        standings.mark_unchanged();
+        let term = engine.consensus().leading_term();
+        let mut retry = false;
+        if let Some(leading) = term.filter(|term| done_in != Some(*term)) {
+            match engine.unless_stopped(engine.set_quota(leading)).await {
+                None => return,
+                Some(Ok(())) => done_in = term,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the quota is not in force yet");
+                    retry = true;
+                }
+            }
+        }
+        tokio::select! {
+            () = engine.inner().stop.cancelled() => return,
+            changed = standings.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(QUOTA_RETRY), if retry => {}
+        }
     }
 }

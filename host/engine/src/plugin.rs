@@ -7,8 +7,8 @@ mod history;
 
 use bytes::{Bytes, BytesMut};
 use kvasir_api::Error;
-use kvasir_api::command::Origin;
 use kvasir_api::command::command::Body;
+use kvasir_api::command::{Assign, Origin};
 use kvasir_api::etcdserverpb::RangeRequest;
 use kvasir_api::limits::{DEAD_LETTERS_LISTED_MAX, RANGE_SLICE_KEYS};
 use kvasir_api::mvccpb::KeyValue;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::authorise;
 use crate::caller::{Caller, KeyRange};
 use crate::engine::Engine;
+use crate::write::unexpected;
 
 pub use history::HistoryBatch;
 
@@ -60,12 +61,30 @@ impl Engine {
             | Body::PluginSet(_)
             | Body::PluginRemove(_)
             | Body::PluginControl(_)
-            | Body::Assign(_)
             | Body::EffectTxn(_)
             | Body::CursorAdvance(_)
-            | Body::DeadLetterDrop(_) => self.propose_as(body, origin, tenant).await,
+            | Body::DeadLetterDrop(_)
+            | Body::TriggerControl(_)
+            | Body::TaskDone(_) => self.propose_as(body, origin, tenant).await,
             _ => Err(Error::Invalid("only the plugin host's own commands are proposed this way".to_owned())),
         }
+    }
+
+    /// Gives a trigger's partition to a node, as the leader of a term; returns the owner's epoch.
+    ///
+    /// # Errors
+    /// `NotLeader` when this node does not lead in that term, `Precondition` when the partition is at another epoch, `Missing` when it
+    /// is gone, and what a proposal can fail with.
+    pub async fn assign(&self, term: u64, assign: Assign) -> Result<u64, Error> {
+        match self.propose_in_term(term, Body::Assign(assign)).await? {
+            Reply::Assign { owner_epoch, .. } => Ok(owner_epoch),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Every partition of every trigger, in order of plugin, trigger and partition.
+    pub fn triggers(&self) -> Vec<TriggerRecord> {
+        self.consensus().state().read().triggers().cloned().collect()
     }
 
     /// Installed plugins, in order of name.
@@ -88,9 +107,9 @@ impl Engine {
         self.consensus().state().read().trigger(plugin, trigger, partition).cloned()
     }
 
-    /// Whether a lease is there, as far as this node has applied.
-    pub fn lease_exists(&self, id: i64) -> bool {
-        self.consensus().state().read().lease(id).is_some()
+    /// Whether a lease is there that was granted to this plugin, as far as this node has applied.
+    pub fn lease_is_of(&self, id: i64, plugin: &str) -> bool {
+        self.consensus().state().read().lease(id).is_some_and(|lease| lease.plugin == Some(plugin))
     }
 
     /// What is known of a component.

@@ -1,35 +1,46 @@
-//! How much longer than its deadline a lease lives: a deadline counts from the stamp, which is set before the commit, and a client
-//! counts from the reply, which comes after it.
+//! How much longer than its TTL a lease is asked for: its deadline counts from the entry's stamp, which the leader sets before the
+//! commit, and its holder counts from the reply, which comes after it, through whichever member was asked.
 //!
-//! The slack is the longest that a grant or renewal took to commit, as long as one of those leases may be counted on; rounded up to
-//! a power of two, so that a few numbers are all there is to remember.
+//! The slack is part of the entry, so that every member has the same deadline and a new leader knows it too. Whoever answers
+//! measures, and answers only what was covered; what was not is renewed with more.
 //!
-//! **Invariant:** at any moment it is at least what every answered grant or renewal took whose TTL, from its answer on, is not over.
+//! **Invariant:** what is asked for stays between [`LEASE_SLACK_MS_MIN`] and [`LEASE_SLACK_MS_MAX`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use kvasir_api::limits::LEASE_SLACK_MS_MAX;
+use kvasir_api::limits::{LEASE_SLACK_MS_MAX, LEASE_SLACK_MS_MIN};
 
-/// 1, 2, 4 ... [`LEASE_SLACK_MS_MAX`] milliseconds.
-const BUCKETS: usize = LEASE_SLACK_MS_MAX.ilog2() as usize + 1;
+/// Asked for before anything was measured.
+const FIRST_MS: u64 = 512;
+/// Between the moment that is measured and the one at which the answer goes out.
+const MARGIN_MS: u64 = 32;
 
-/// For each length of a commit, until when it counts, in cluster time.
-#[derive(Debug, Default)]
+/// What commits from here take.
+#[derive(Debug)]
 pub(crate) struct Slack {
-    until_ms: [AtomicU64; BUCKETS],
+    ask_ms: AtomicU64,
+}
+
+impl Default for Slack {
+    fn default() -> Self {
+        Self { ask_ms: AtomicU64::new(FIRST_MS) }
+    }
 }
 
 impl Slack {
-    /// A commit took `took_ms`, and what it granted is counted on until `until_ms`.
-    pub(crate) fn note(&self, took_ms: u64, until_ms: u64) {
-        let rounded = took_ms.clamp(1, LEASE_SLACK_MS_MAX).next_power_of_two();
-        self.until_ms[rounded.ilog2() as usize].fetch_max(until_ms, Ordering::Relaxed);
+    /// What to ask for next, in milliseconds.
+    pub(crate) fn ask_ms(&self) -> u64 {
+        self.ask_ms.load(Ordering::Relaxed)
     }
 
-    /// The slack now, in milliseconds.
-    pub(crate) fn at(&self, now_ms: u64) -> u64 {
-        let counts = |until: &AtomicU64| until.load(Ordering::Relaxed) > now_ms;
-        self.until_ms.iter().rposition(counts).map_or(0, |bucket| 1 << bucket)
+    /// A commit that asked for `asked_ms` took `took`; whether that covers it. The next asks for more, or for a little less.
+    pub(crate) fn covers(&self, asked_ms: u64, took: Duration) -> bool {
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).saturating_add(MARGIN_MS);
+        let wanted_ms = took_ms.saturating_mul(2);
+        let next_ms = if wanted_ms > asked_ms { wanted_ms } else { asked_ms - (asked_ms - wanted_ms) / 8 };
+        self.ask_ms.store(next_ms.clamp(LEASE_SLACK_MS_MIN, LEASE_SLACK_MS_MAX), Ordering::Relaxed);
+        took_ms <= asked_ms
     }
 }
 
@@ -38,16 +49,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_commit_counts_as_long_as_its_lease() {
+    fn what_took_longer_than_was_asked_for_is_not_covered_and_the_next_asks_for_more() {
         let slack = Slack::default();
-        assert_eq!(slack.at(0), 0);
-        slack.note(3, 1_000);
-        slack.note(700, 500);
-        slack.note(2, 2_000);
-        assert_eq!([slack.at(0), slack.at(499), slack.at(500), slack.at(1_000), slack.at(2_000)], [1024, 1024, 4, 2, 0]);
-        slack.note(u64::MAX, 10);
-        assert_eq!(slack.at(9), LEASE_SLACK_MS_MAX);
-        slack.note(0, 3_000);
-        assert_eq!(slack.at(2_999), 1);
+        assert!(slack.covers(slack.ask_ms(), Duration::from_millis(3)));
+        assert!(!slack.covers(slack.ask_ms(), Duration::from_millis(1_500)));
+        assert!(slack.ask_ms() >= 3_000);
+        assert!(slack.covers(slack.ask_ms(), Duration::from_millis(1_500)));
+        for _ in 0..200 {
+            assert!(slack.covers(slack.ask_ms(), Duration::from_millis(1)));
+        }
+        assert_eq!(slack.ask_ms(), LEASE_SLACK_MS_MIN, "slow times are forgotten");
+        assert!(!slack.covers(slack.ask_ms(), Duration::MAX));
+        assert_eq!(slack.ask_ms(), LEASE_SLACK_MS_MAX);
     }
 }

@@ -33,7 +33,9 @@ fn room(free_bytes: u64) -> Room {
 pub(crate) async fn watch(engine: Engine) {
     let interval = Duration::from_millis(engine.inner().options.disk_look_interval_ms.max(1));
     loop {
-        look(&engine).await;
+        if engine.unless_stopped(look(&engine)).await.is_none() {
+            return;
+        }
         tokio::select! {
             () = engine.inner().stop.cancelled() => return,
             () = tokio::time::sleep(interval) => {}

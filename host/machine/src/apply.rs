@@ -110,6 +110,9 @@ impl State {
         let Some(body) = &command.body else {
             return Err(Error::Invalid("the command is empty".into()));
         };
+        if command.term != 0 && command.term != entry.term {
+            return Err(Error::NotLeader);
+        }
         // What etcd's `applierV3Corrupt` refuses.
         let of_keys = matches!(
             body,
@@ -151,6 +154,8 @@ impl State {
             Body::TokenUse(request) => self.apply_token_use(entry.index, request, effects),
             Body::TokenRemove(request) => self.apply_token_remove(request, effects),
             Body::AuthoritySet(request) => self.apply_authority_set(request, effects),
+            Body::TriggerControl(request) => self.apply_trigger_control(request, effects),
+            Body::TaskDone(request) => Ok(self.apply_task_done(request, effects)),
         }
     }
 

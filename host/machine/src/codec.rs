@@ -103,6 +103,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads the version byte, one of `versions`.
+    pub(crate) fn of_versions(
+        what: &'static str,
+        versions: std::ops::RangeInclusive<u8>,
+        source: &'a Bytes,
+    ) -> Result<(Self, u8), FormatError> {
+        let mut reader = Self { what, source, at: 0 };
+        match reader.byte()? {
+            found if versions.contains(&found) => Ok((reader, found)),
+            found => Err(FormatError::UnknownVersion { what, found }),
+        }
+    }
+
     pub(crate) fn invalid(&self, why: &'static str) -> FormatError {
         FormatError::Invalid { what: self.what, why }
     }

@@ -91,6 +91,7 @@ impl State {
             out.number(lease.tenant);
             out.number(lease.ttl_s as u64);
             out.number(lease.deadline_ms);
+            out.bytes(lease.plugin.unwrap_or_default().as_bytes());
             lease.keys.iter().for_each(|key| out.bytes(key));
         }
         for plugin in self.plugins() {

@@ -43,7 +43,8 @@ impl State {
         }
         if full {
             self.change_trigger(&key, effects, |trigger, epoch| {
-                trigger.state = TriggerState::Halted;
+                trigger.state = trigger.state.halting();
+                trigger.reason = "its dead letters are full".to_owned();
                 trigger.owner_epoch = epoch;
             });
             return Err(Rejection::Halted);
@@ -87,7 +88,7 @@ impl State {
         if entry.record.owner_epoch != effect.owner_epoch {
             return Err(stale(format!("the trigger is at owner epoch {}", entry.record.owner_epoch)));
         }
-        if entry.record.state == TriggerState::Halted {
+        if entry.record.state.is_halted() {
             return Err(stale("the trigger is halted".into()));
         }
         if entry.record.sequence != effect.sequence {

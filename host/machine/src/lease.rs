@@ -6,20 +6,24 @@
 //! is later than the time of the entry.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kvasir_api::command::{LeaseGrant, LeaseRenew, LeaseRevoke};
 use kvasir_api::{Error, limits};
 
 use crate::mvcc::write::{Revision, Writer};
+use crate::registry::valid_name;
 use crate::{Effects, Reply, State, Table};
 
 /// What is stored of a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) tenant: u64,
     pub(crate) ttl_s: i64,
     pub(crate) deadline_ms: u64,
+    /// Which plugin it was granted to; a client otherwise.
+    pub(crate) plugin: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ struct Lease {
 pub(crate) struct Leases {
     by_id: BTreeMap<i64, Lease>,
     by_deadline: BTreeSet<(u64, i64)>,
+    /// How many each plugin has.
+    of_plugins: BTreeMap<Arc<str>, usize>,
 }
 
 /// A lease as it is seen from outside.
@@ -46,6 +52,8 @@ pub struct LeaseView<'a> {
     pub ttl_s: i64,
     /// When it may be revoked, in cluster time.
     pub deadline_ms: u64,
+    /// Which plugin it was granted to; a client otherwise.
+    pub plugin: Option<&'a str>,
     /// Keys attached to it, in order.
     pub keys: &'a BTreeSet<Bytes>,
 }
@@ -65,6 +73,9 @@ impl Leases {
 
     pub(crate) fn insert(&mut self, id: i64, grant: Grant) {
         self.by_deadline.insert((grant.deadline_ms, id));
+        if let Some(plugin) = &grant.plugin {
+            *self.of_plugins.entry(Arc::clone(plugin)).or_default() += 1;
+        }
         let before = self.by_id.insert(id, Lease { grant, keys: BTreeSet::new() });
         assert!(before.is_none(), "a lease's id is given out once at a time");
     }
@@ -89,19 +100,27 @@ impl Leases {
         }
     }
 
-    /// The lease's deadline becomes `now + ttl`, if that is later. Returns its TTL.
-    fn renew(&mut self, id: i64, now_ms: u64) -> Option<Grant> {
+    /// The lease's deadline becomes `now + ttl`, if that is later.
+    fn renew(&mut self, id: i64, now_ms: u64) -> Option<&Grant> {
         let lease = self.by_id.get_mut(&id)?;
         self.by_deadline.remove(&(lease.grant.deadline_ms, id));
         let deadline_ms = deadline(now_ms, lease.grant.ttl_s);
         lease.grant.deadline_ms = lease.grant.deadline_ms.max(deadline_ms);
         self.by_deadline.insert((lease.grant.deadline_ms, id));
-        Some(lease.grant)
+        Some(&lease.grant)
     }
 
     fn remove(&mut self, id: i64) -> Option<Lease> {
         let lease = self.by_id.remove(&id)?;
         self.by_deadline.remove(&(lease.grant.deadline_ms, id));
+        if let Some(plugin) = &lease.grant.plugin
+            && let Some(count) = self.of_plugins.get_mut(plugin)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.of_plugins.remove(plugin);
+            }
+        }
         Some(lease)
     }
 }
@@ -115,6 +134,11 @@ impl State {
     /// How many leases there are.
     pub fn lease_count(&self) -> usize {
         self.leases.len()
+    }
+
+    /// How many leases a plugin was granted that are still there.
+    pub fn leases_of(&self, plugin: &str) -> usize {
+        self.leases.of_plugins.get(plugin).copied().unwrap_or(0)
     }
 
     /// All leases, in order of id.
@@ -157,9 +181,14 @@ impl State {
             return Err(Error::LeaseExists);
         }
         let ttl_s = request.ttl_s.max(limits::LEASE_TTL_MIN_S);
-        let grant = Grant { tenant: writer.tenant, ttl_s, deadline_ms: deadline(self.cluster_ms(), ttl_s) };
-        self.leases.insert(request.id, grant);
+        let deadline_ms = deadline(self.counted_from(request.slack_ms), ttl_s);
+        let plugin = writer.plugin.clone().filter(|plugin| valid_name(plugin));
+        if plugin.as_deref().is_some_and(|plugin| self.leases_of(plugin) >= limits::LEASES_PER_PLUGIN_MAX) {
+            return Err(Error::Exhausted(format!("a plugin holds at most {} leases", limits::LEASES_PER_PLUGIN_MAX)));
+        }
+        let grant = Grant { tenant: writer.tenant, ttl_s, deadline_ms, plugin };
         effects.set(Table::Lease, key(request.id), grant.encode());
+        self.leases.insert(request.id, grant);
         effects.leases_changed = true;
         Ok(Reply::LeaseGrant { revision: self.revision(), id: request.id, ttl_s })
     }
@@ -167,8 +196,9 @@ impl State {
     /// Renews what exists, whether its deadline has passed or not: the holder was told so, and nobody has revoked it.
     pub(crate) fn apply_lease_renew(&mut self, request: &LeaseRenew, effects: &mut Effects) -> Reply {
         let mut leases = Vec::with_capacity(request.ids.len());
+        let from_ms = self.counted_from(request.slack_ms);
         for &id in &request.ids {
-            let Some(grant) = self.leases.renew(id, self.meta.cluster_ms) else {
+            let Some(grant) = self.leases.renew(id, from_ms) else {
                 leases.push((id, 0));
                 continue;
             };
@@ -177,6 +207,11 @@ impl State {
             leases.push((id, grant.ttl_s));
         }
         Reply::LeaseRenew { revision: self.revision(), leases }
+    }
+
+    /// What a deadline counts from: the entry's time, and as long as its proposer says that the reply may take.
+    fn counted_from(&self, slack_ms: u64) -> u64 {
+        self.cluster_ms().saturating_add(slack_ms.min(limits::LEASE_SLACK_MS_MAX))
     }
 
     pub(crate) fn apply_lease_revoke(
@@ -231,8 +266,8 @@ impl State {
 }
 
 fn view(id: i64, lease: &Lease) -> LeaseView<'_> {
-    let Grant { tenant, ttl_s, deadline_ms } = lease.grant;
-    LeaseView { id, tenant, ttl_s, deadline_ms, keys: &lease.keys }
+    let Grant { tenant, ttl_s, deadline_ms, ref plugin } = lease.grant;
+    LeaseView { id, tenant, ttl_s, deadline_ms, plugin: plugin.as_deref(), keys: &lease.keys }
 }
 
 fn deadline(now_ms: u64, ttl_s: i64) -> u64 {

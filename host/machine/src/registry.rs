@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kvasir_api::command::plugin_control::Action;
-use kvasir_api::command::{Assign, PluginControl, PluginRemove, PluginSet, Trigger, trigger};
+use kvasir_api::command::{
+    Assign, PluginControl, PluginRemove, PluginSet, TaskDone, Trigger, TriggerControl, trigger, trigger_control,
+};
 use kvasir_api::{Error, limits};
 
 use crate::blob::Digest;
@@ -61,8 +63,37 @@ pub enum TriggerState {
     /// Changes that it has not delivered are compacted away: it must resync. It is active again once an effect moves its cursor to
     /// the compact revision or past it.
     Lost,
-    /// Its dead letters are full, and it waits for its operator.
+    /// It waits for its operator: its dead letters are full, or its manifest says so of an event that cannot be handled.
     Halted,
+    /// It waits for its operator, and is lost besides: it resyncs once it may go on.
+    HaltedLost,
+}
+
+impl TriggerState {
+    /// It runs nothing until its operator lets it go on.
+    pub fn is_halted(self) -> bool {
+        matches!(self, Self::Halted | Self::HaltedLost)
+    }
+
+    /// Changes that it has not delivered are compacted away.
+    pub fn is_lost(self) -> bool {
+        matches!(self, Self::Lost | Self::HaltedLost)
+    }
+
+    /// The same, lost.
+    pub(crate) fn losing(self) -> Self {
+        if self.is_halted() { Self::HaltedLost } else { Self::Lost }
+    }
+
+    /// The same, halted.
+    pub(crate) fn halting(self) -> Self {
+        if self.is_lost() { Self::HaltedLost } else { Self::Halted }
+    }
+
+    /// The same, let go on.
+    pub(crate) fn resuming(self) -> Self {
+        if self.is_lost() { Self::Lost } else { Self::Active }
+    }
 }
 
 /// One partition of a trigger.
@@ -94,6 +125,10 @@ pub struct TriggerRecord {
     pub sequence: u64,
     /// Parked events.
     pub dead_letters: u64,
+    /// Why it is halted, for its operator.
+    pub reason: String,
+    /// A schedule: when the last run began that came to its end, in ms since 1970; 0 before the first.
+    pub last_run_wall_ms: u64,
 }
 
 /// A trigger's partition.
@@ -114,7 +149,7 @@ pub(crate) struct TriggerEntry {
 impl TriggerEntry {
     /// Its cursor keeps history from being trimmed.
     pub(crate) fn holds_history(&self) -> bool {
-        self.record.kind == TriggerKind::Watch && self.record.state != TriggerState::Lost
+        self.record.kind == TriggerKind::Watch && !self.record.state.is_lost()
     }
 }
 
@@ -288,6 +323,8 @@ impl State {
                 state: if lost { TriggerState::Lost } else { TriggerState::Active },
                 sequence: 0,
                 dead_letters: 0,
+                reason: String::new(),
+                last_run_wall_ms: 0,
             };
             self.registry.triggers.insert(key.clone(), TriggerEntry { record, letters: BTreeMap::new() });
         }
@@ -342,8 +379,9 @@ impl State {
         for key in self.registry.keys_of(&request.name) {
             self.change_trigger(&key, effects, |trigger, epoch| {
                 trigger.owner_epoch = epoch;
-                if action == Action::Resume && trigger.state == TriggerState::Halted {
-                    trigger.state = TriggerState::Active;
+                if action == Action::Resume {
+                    trigger.state = trigger.state.resuming();
+                    trigger.reason.clear();
                 }
             });
         }
@@ -356,11 +394,7 @@ impl State {
         let entry = self.registry.triggers.get(&key);
         let record = entry.map(|entry| &entry.record).ok_or_else(|| missing_trigger(&key))?;
         if record.owner_epoch != request.expect_epoch {
-            let found = record.owner_epoch;
-            return Err(Error::Precondition(format!(
-                "trigger {:?} of plugin {:?} is at owner epoch {found}, not {}",
-                key.trigger, key.plugin, request.expect_epoch
-            )));
+            return Err(stale_epoch(&key, record.owner_epoch, request.expect_epoch));
         }
         self.change_trigger(&key, effects, |trigger, epoch| {
             trigger.owner_node = request.node;
@@ -368,6 +402,48 @@ impl State {
         });
         Ok(Reply::Assign { revision: self.revision(), owner_epoch: self.meta.epoch })
     }
+}
+
+impl State {
+    pub(crate) fn apply_trigger_control(&mut self, request: &TriggerControl, effects: &mut Effects) -> Result<Reply, Error> {
+        let key = TriggerKey { plugin: request.plugin.clone(), trigger: request.trigger.clone(), partition: request.partition };
+        let record = self.registry.triggers.get(&key).map(|entry| &entry.record).ok_or_else(|| missing_trigger(&key))?;
+        if request.expect_epoch != 0 && request.expect_epoch != record.owner_epoch {
+            return Err(stale_epoch(&key, record.owner_epoch, request.expect_epoch));
+        }
+        let (state, reason) = match trigger_control::Action::try_from(request.action) {
+            Ok(trigger_control::Action::Halt) => {
+                (record.state.halting(), truncated(&request.reason, limits::DEAD_LETTER_ERROR_BYTES_MAX))
+            }
+            Ok(trigger_control::Action::Resume) => (record.state.resuming(), ""),
+            Ok(trigger_control::Action::Unspecified) | Err(_) => {
+                return Err(Error::Invalid("action: a trigger can be halted or resumed".into()));
+            }
+        };
+        self.change_trigger(&key, effects, |trigger, epoch| {
+            trigger.state = state;
+            trigger.reason = reason.to_owned();
+            trigger.owner_epoch = epoch;
+        });
+        Ok(Reply::TriggerControl { revision: self.revision(), owner_epoch: self.meta.epoch })
+    }
+
+    /// Notes a run that is over; from an owner that has lost the trigger it changes nothing.
+    pub(crate) fn apply_task_done(&mut self, request: &TaskDone, effects: &mut Effects) -> Reply {
+        let key = TriggerKey { plugin: request.plugin.clone(), trigger: request.trigger.clone(), partition: request.partition };
+        let record = self.registry.triggers.get(&key).map(|entry| &entry.record);
+        let current =
+            record.is_some_and(|record| record.kind == TriggerKind::Schedule && record.owner_epoch == request.owner_epoch);
+        if current {
+            self.change_trigger(&key, effects, |trigger, _| trigger.last_run_wall_ms = request.started_wall_ms);
+        }
+        Reply::TaskDone { revision: self.revision() }
+    }
+}
+
+fn stale_epoch(key: &TriggerKey, found: u64, expected: u64) -> Error {
+    let TriggerKey { plugin, trigger, .. } = key;
+    Error::Precondition(format!("trigger {trigger:?} of plugin {plugin:?} is at owner epoch {found}, not {expected}"))
 }
 
 fn kind_of(request: &Trigger) -> TriggerKind {

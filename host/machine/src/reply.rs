@@ -367,6 +367,18 @@ pub enum Reply {
         /// The epoch of those in force.
         epoch: u64,
     },
+    /// A trigger was halted or let go on.
+    TriggerControl {
+        /// The store's revision.
+        revision: u64,
+        /// The epoch in force.
+        owner_epoch: u64,
+    },
+    /// A task's run was noted, unless the trigger has gone on to another owner.
+    TaskDone {
+        /// The store's revision.
+        revision: u64,
+    },
     /// Refused; nothing changed but, for want of space, the NOSPACE alarm.
     Error {
         /// The store's revision.
@@ -400,6 +412,8 @@ impl Reply {
             | Self::TokenUse { revision, .. }
             | Self::TokenRemove { revision }
             | Self::AuthoritySet { revision, .. }
+            | Self::TriggerControl { revision, .. }
+            | Self::TaskDone { revision }
             | Self::Error { revision, .. } => *revision,
         }
     }

@@ -12,17 +12,18 @@
 //! | `Meta` | `mark/` be64 revision | varint history bytes, varint old versions: totals after that revision |
 //! | `Meta` | `quota/` be64 tenant | u64 quota bytes |
 //! | `Meta` | `authorities` | varint epoch, varint place of the one that signs, varint count, bytes certificate (DER) each |
-//! | `Lease` | be64 id (two's complement) | varint tenant, varint TTL s, varint deadline (cluster ms) |
+//! | `Lease` | be64 id (two's complement) | varint tenant, varint TTL s, varint deadline (cluster ms); in version 2 also text plugin |
 //! | `Plugin` | name | bytes digest (32), bytes manifest, varint generation, byte state, text reason |
-//! | `Trigger` | plugin `0x00` trigger `0x00` be32 partition | byte kind, bytes key, bytes range end, byte self events, varint cursor main, varint cursor sub, varint owner node, varint owner epoch, byte state, varint effects that landed |
+//! | `Trigger` | plugin `0x00` trigger `0x00` be32 partition | byte kind, bytes key, bytes range end, byte self events, varint cursor main, varint cursor sub, varint owner node, varint owner epoch, byte state, varint effects that landed; in version 2 also text reason, varint start of the last run (ms since 1970) |
 //! | `Blob` | digest (32) | varint total bytes, varint chunks, varint received, varint bytes received, varint index of the first piece's entry |
 //! | `BlobChunk` | digest (32) be32 chunk | the piece itself, no version byte: `Blob`'s version covers it |
 //! | `DeadLetter` | plugin `0x00` trigger `0x00` be32 partition be64 main be32 sub | bytes key, text error, varint attempts |
 //! | `Alarm` | be64 member be32 alarm | nothing |
 //! | `Token` | be64 id | bytes hash of the secret (32), varint expiry (wall ms), byte use, and unless that is 0 bytes hash of the user's key (32), varint node |
 //!
-//! Plugin state: 0 active, 1 paused, 2 quarantined. Trigger kind: 0 watch, 1 schedule; state: 0 active, 1 lost, 2 halted. Names
-//! are `[a-z0-9-]{1,63}`, so that `0x00` ends them. Token use: 0 not yet, 1 a node id was given, 2 that node has joined.
+//! Plugin state: 0 active, 1 paused, 2 quarantined. Trigger kind: 0 watch, 1 schedule; state: 0 active, 1 lost, 2 halted, 3 halted
+//! and lost. Names are `[a-z0-9-]{1,63}`, so that `0x00` ends them. Token use: 0 not yet, 1 a node id was given, 2 that node has
+//! joined. Version 2 of a lease and of a trigger is written only where one of its own fields says something.
 //!
 //! **Invariant:** a value reads back as it was written, and nothing else is accepted.
 
@@ -38,6 +39,8 @@ use crate::registry::{PluginRecord, PluginState, TriggerKey, TriggerKind, Trigge
 use crate::state::{Mark, Meta};
 
 pub(crate) const FORMAT: u8 = 1;
+/// Of leases and triggers that have fields which version 1 has not.
+const FORMAT_WIDER: u8 = 2;
 const NAME_END: u8 = 0;
 pub(crate) const META_STATE: &[u8] = b"state";
 pub(crate) const META_MARK: &[u8] = b"mark/";
@@ -312,23 +315,30 @@ impl Mark {
 
 impl Grant {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::new(FORMAT, 24);
+        let mut out = Writer::new(if self.plugin.is_some() { FORMAT_WIDER } else { FORMAT }, 24);
         out.varint(self.tenant);
         out.varint(self.ttl_s as u64);
         out.varint(self.deadline_ms);
+        if let Some(plugin) = &self.plugin {
+            out.bytes(plugin.as_bytes());
+        }
         out.finish()
     }
 
     pub(crate) fn decode(value: &Bytes) -> Result<Self, FormatError> {
-        let mut input = Reader::new("lease", FORMAT, value)?;
+        let (mut input, version) = Reader::of_versions("lease", FORMAT..=FORMAT_WIDER, value)?;
         let tenant = input.varint()?;
         let ttl_s = i64::try_from(input.varint()?).unwrap_or(i64::MAX);
         if !(limits::LEASE_TTL_MIN_S..=limits::LEASE_TTL_MAX_S).contains(&ttl_s) {
             return Err(input.invalid("its TTL is never granted"));
         }
         let deadline_ms = input.varint()?;
+        let plugin = if version == FORMAT_WIDER { Some(input.text()?) } else { None };
+        if plugin.as_deref().is_some_and(|plugin| !valid_name(plugin)) {
+            return Err(input.invalid("its plugin's name is malformed"));
+        }
         input.end()?;
-        Ok(Self { tenant, ttl_s, deadline_ms })
+        Ok(Self { tenant, ttl_s, deadline_ms, plugin: plugin.map(Into::into) })
     }
 }
 
@@ -368,7 +378,9 @@ impl PluginRecord {
 
 impl TriggerRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::new(FORMAT, self.key.len() + self.range_end.len() + 48);
+        let wider = !self.reason.is_empty() || self.last_run_wall_ms != 0;
+        let size = self.key.len() + self.range_end.len() + self.reason.len() + 64;
+        let mut out = Writer::new(if wider { FORMAT_WIDER } else { FORMAT }, size);
         out.byte(match self.kind {
             TriggerKind::Watch => 0,
             TriggerKind::Schedule => 1,
@@ -384,19 +396,24 @@ impl TriggerRecord {
             TriggerState::Active => 0,
             TriggerState::Lost => 1,
             TriggerState::Halted => 2,
+            TriggerState::HaltedLost => 3,
         });
         out.varint(self.sequence);
+        if wider {
+            out.bytes(self.reason.as_bytes());
+            out.varint(self.last_run_wall_ms);
+        }
         out.finish()
     }
 
     pub(crate) fn decode(key: TriggerKey, value: &Bytes) -> Result<Self, FormatError> {
-        let mut input = Reader::new("trigger", FORMAT, value)?;
+        let (mut input, version) = Reader::of_versions("trigger", FORMAT..=FORMAT_WIDER, value)?;
         let kind = match input.byte()? {
             0 => TriggerKind::Watch,
             1 => TriggerKind::Schedule,
             _ => return Err(input.invalid("its kind is unknown")),
         };
-        let record = Self {
+        let mut record = Self {
             plugin: key.plugin,
             id: key.trigger,
             partition: key.partition,
@@ -411,14 +428,24 @@ impl TriggerRecord {
                 0 => TriggerState::Active,
                 1 => TriggerState::Lost,
                 2 => TriggerState::Halted,
+                3 => TriggerState::HaltedLost,
                 _ => return Err(input.invalid("its state is unknown")),
             },
             sequence: input.varint()?,
             dead_letters: 0,
+            reason: String::new(),
+            last_run_wall_ms: 0,
         };
+        if version == FORMAT_WIDER {
+            record.reason = input.text()?;
+            record.last_run_wall_ms = input.varint()?;
+            if record.reason.is_empty() && record.last_run_wall_ms == 0 {
+                return Err(input.invalid("it is of a version that it does not need"));
+            }
+        }
         let fits = match record.kind {
             TriggerKind::Watch => !record.key.is_empty() && record.cursor.main > 0,
-            TriggerKind::Schedule => record.cursor == Rev::default() && record.state == TriggerState::Active,
+            TriggerKind::Schedule => record.cursor == Rev::default() && !record.state.is_lost(),
         };
         // Room to count on.
         if !fits || record.sequence > i64::MAX as u64 {

@@ -19,11 +19,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use kvasir_engine::Engine;
+use kvasir_plugins::PluginHost;
 use kvasir_transport::identity::{Authority, CertificateDer, Credentials, Folder, IdentityError, OperatorFiles, fingerprint};
 use kvasir_transport::quic::Quic;
 use tokio::sync::Mutex;
 
-use std::sync::RwLock;
+use std::sync::{OnceLock, RwLock};
 
 /// Where the certificates come from.
 #[derive(Debug, Clone)]
@@ -51,6 +52,8 @@ struct Inner {
     changes: Mutex<()>,
     /// Whom a change of authorities waits for, as the leader last saw it.
     waiting_for: RwLock<String>,
+    /// Answers what members ask of plugins.
+    plugins: OnceLock<PluginHost>,
 }
 
 /// What the node has in hand.
@@ -67,8 +70,15 @@ impl Identity {
         let authorities = booted.authorities.into_iter().map(Arc::new).collect();
         let held = RwLock::new(Held { credentials: Arc::new(booted.credentials), authorities });
         let (joins, changes, waiting_for) = (Mutex::default(), Mutex::default(), RwLock::default());
-        let inner = Inner { source, engine, quic, certificate_life, held, joins, changes, waiting_for };
+        let plugins = OnceLock::new();
+        let inner = Inner { source, engine, quic, certificate_life, held, joins, changes, waiting_for, plugins };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Has members' questions about plugins answered from now on.
+    pub(crate) fn attend_plugins(&self, plugins: PluginHost) {
+        // A node has one host.
+        let _ = self.inner.plugins.set(plugins);
     }
 
     fn held(&self) -> Held {

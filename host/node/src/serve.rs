@@ -79,6 +79,8 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
         }
     };
 
+    identity.attend_plugins(plugins.clone());
+
     // The doors.
     let (stop, stopping) = flag::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();

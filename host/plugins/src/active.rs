@@ -10,20 +10,17 @@ use std::time::Duration;
 use kvasir_api::command::plugin_control::Action;
 use kvasir_api::command::{Origin, PluginControl};
 use kvasir_engine::{Caller, Grants};
-use kvasir_machine::{DEFAULT_TENANT, PluginState, TriggerRecord};
+use kvasir_machine::{DEFAULT_TENANT, PluginState};
 use tokio_util::sync::CancellationToken;
 
 use crate::advance::Advancer;
 use crate::board::{Counters, PluginBoard, TriggerBoard};
 use crate::installed::Installed;
-use crate::logs::{Source, wall_ms};
+use crate::logs::Source;
 use crate::manifest::Failure;
 use crate::program::Program;
-use crate::run::{Answer, Ended, Facts, Input, run};
-use crate::slots::{Slot, Slots};
-use crate::stop::Stop;
+use crate::slots::Slots;
 use crate::store::Store;
-use crate::view::View;
 
 /// Wait before asking again when the node has trouble.
 pub(crate) const TROUBLE_WAIT: Duration = Duration::from_millis(500);
@@ -65,99 +62,18 @@ impl Active {
         Origin { plugin: self.name.clone(), depth }
     }
 
-    /// Sleeps, unless the plugin is stopped first.
-    pub(crate) async fn sleep(&self, time: Duration) -> Wait {
-        tokio::select! {
-            () = tokio::time::sleep(time) => Wait::Over,
-            () = self.cancel.cancelled() => Wait::Cancelled,
-        }
+    /// Ids of its triggers.
+    pub(crate) fn triggers(&self) -> Vec<String> {
+        let triggers = &self.installed.manifest.trigger;
+        let watches = triggers.watch.iter().map(|watch| watch.id.to_string());
+        watches.chain(triggers.schedule.iter().map(|schedule| schedule.id.to_string())).collect()
     }
 
-    pub(crate) async fn sleep_on_trouble(&self) -> Wait {
-        self.sleep(TROUBLE_WAIT).await
-    }
-
-    /// Makes this node the owner of a trigger under a fresh epoch, and makes sure of seeing everything that was applied before.
-    /// `None` when the plugin or this generation is over.
-    pub(crate) async fn own(&self, trigger: &str) -> Option<u64> {
-        loop {
-            let current = self.store.plugin(&self.name).filter(|plugin| plugin.generation == self.generation)?;
-            let record = self.store.trigger(&self.name, trigger)?;
-            if current.state == PluginState::Active && self.store.is_leader() {
-                match self.assign(&record).await {
-                    Ok(epoch) => return Some(epoch),
-                    Err(error) => tracing::debug!(plugin = self.name, trigger, %error, "a trigger is not ours yet"),
-                }
-            }
-            if self.sleep_on_trouble().await == Wait::Cancelled {
-                return None;
-            }
-        }
-    }
-
-    async fn assign(&self, record: &TriggerRecord) -> Result<u64, kvasir_api::Error> {
-        let epoch = self.store.assign(&self.name, &record.id, record.owner_epoch).await?;
-        self.store.linearize().await?;
-        Ok(epoch)
-    }
-
-    /// Waits for a place to run. What a run is told and reads is looked at after that. `None` when the plugin is stopped first.
-    pub(crate) async fn slot(&self, task: bool) -> Option<Slot> {
-        tokio::select! {
-            slot = self.slots.take(task) => Some(slot),
-            () = self.cancel.cancelled() => None,
-        }
-    }
-
-    /// Runs the guest once, on a task of its own so that a panic under it stays there.
-    pub(crate) async fn run(
-        self: &Arc<Self>,
-        board: &TriggerBoard,
-        slot: Slot,
-        source: Source,
-        depth: u32,
-        revision: u64,
-        input: Input,
-    ) -> Ended {
-        let facts = Facts {
-            plugin: self.name.clone(),
-            source,
-            config: self.config.clone(),
-            limits: self.installed.manifest.limits,
-            now_ms: wall_ms(),
-            caller: self.caller(depth),
-            log: self.board.log.clone(),
-            store: self.store.clone(),
-            cancel: self.cancel.clone(),
-        };
-        let active = self.clone();
-        let running = tokio::spawn(async move {
-            let _slot = slot;
-            let _running = Running::new(&active.counters);
-            run(&active.program, facts, revision, input).await
-        });
-        let ended = running.await.unwrap_or_else(|error| {
-            let what = if error.is_panic() { "it panicked inside the host".to_owned() } else { "its thread ended".to_owned() };
-            Ended {
-                answer: Answer::Stopped(Stop::Panic(what)),
-                view: View::at(revision),
-                trouble: None,
-                cpu: Duration::ZERO,
-                took: Duration::ZERO,
-                task: None,
-            }
-        });
-        Counters::add(&self.counters.runs, 1);
-        Counters::add(&self.counters.cpu_us, ended.cpu.as_micros() as u64);
-        Counters::add(&self.counters.run_us, ended.took.as_micros() as u64);
-        board.update(|numbers| {
-            numbers.runs += 1;
-            numbers.last_run = ended.took;
-        });
-        if ended.answer == Answer::Ok {
-            self.board.succeeded();
-        }
-        ended
+    /// The epoch under which this node is to run a trigger; `None` while another node is.
+    pub(crate) fn assigned(&self, trigger: &str) -> Option<u64> {
+        let record = self.store.trigger(&self.name, trigger).filter(|record| record.owner_node == self.store.node_id())?;
+        let plugin = self.store.plugin(&self.name)?;
+        (plugin.generation == self.generation && plugin.state == PluginState::Active).then_some(record.owner_epoch)
     }
 
     /// Writes a guest's failure where its operator looks. True when the crash breaker opened, and the plugin is quarantined.
@@ -201,8 +117,9 @@ impl Active {
                 break;
             }
             tracing::warn!(plugin = self.name, %error, "the quarantine is not recorded yet");
-            if self.sleep_on_trouble().await == Wait::Cancelled {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(TROUBLE_WAIT) => {}
+                () = self.cancel.cancelled() => return,
             }
         }
         self.cancel.cancel();
@@ -210,10 +127,10 @@ impl Active {
 }
 
 /// Counts a run while it goes on, also when it ends in a panic.
-struct Running<'a>(&'a Counters);
+pub(crate) struct Running<'a>(&'a Counters);
 
 impl<'a> Running<'a> {
-    fn new(counters: &'a Counters) -> Self {
+    pub(crate) fn new(counters: &'a Counters) -> Self {
         Counters::add(&counters.running, 1);
         Self(counters)
     }

@@ -47,7 +47,7 @@ impl Advancer {
                 () = cancel.cancelled() => return,
             }
             let moves: Vec<_> = std::mem::take(&mut *self.0.lock()).into_values().collect();
-            if moves.is_empty() || !store.is_leader() {
+            if moves.is_empty() {
                 continue;
             }
             if let Err(error) = store.advance(CursorAdvance { moves }).await {

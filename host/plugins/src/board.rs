@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use kvasir_machine::Rev;
 use parking_lot::Mutex;
 
-use crate::imports::task::Leases;
 use crate::logs::PluginLog;
 
 /// A plugin that is stopped so often within [`BREAKER_WINDOW`], without one good run in between, is quarantined.
@@ -28,7 +27,6 @@ pub(crate) enum Code {
 /// One plugin on this node.
 pub(crate) struct PluginBoard {
     pub(crate) log: Arc<PluginLog>,
-    pub(crate) leases: Leases,
     code: Mutex<(u64, Code)>,
     stops: Mutex<VecDeque<Instant>>,
     triggers: Mutex<BTreeMap<String, Arc<TriggerBoard>>>,
@@ -38,7 +36,6 @@ impl PluginBoard {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             log: PluginLog::new(),
-            leases: Leases::default(),
             code: Mutex::new((0, Code::Compiling)),
             stops: Mutex::default(),
             triggers: Mutex::default(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::command::{Guard, LockGuard, guard};
+use kvasir_api::command::{Guard, LockGuard, Origin, guard};
 use kvasir_engine::Caller;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,8 @@ impl Held {
         patience: Duration,
     ) -> Result<Option<Self>, Error> {
         let caller = Caller { grants: None, ..caller.clone() };
-        let lease = store.lease_grant(&caller, LEASE_TTL_S).await?;
+        // The host's and not the plugin's, which handles its own leases.
+        let lease = store.lease_grant(&Caller { origin: Origin::default(), ..caller.clone() }, LEASE_TTL_S).await?;
         let lost = CancellationToken::new();
         let keeper = tokio::spawn(keep_alive(store.clone(), caller.clone(), lease, lost.clone()));
         // From here on dropping this value, which an abandoned wait does too, ends the lease and with it the place in the queue.

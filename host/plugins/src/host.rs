@@ -1,6 +1,7 @@
 //! The door to the plugins for the node's services and command line.
 
 mod letters;
+mod status;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,19 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::command::PluginControl;
 use kvasir_api::command::plugin_control::Action;
+use kvasir_api::command::{PluginControl, TriggerControl, trigger_control};
 use kvasir_api::kvasir::plugin::v1 as api;
 use kvasir_engine::Engine;
-use kvasir_machine::{PluginRecord, PluginState, Rev, TriggerKind, TriggerRecord, TriggerState};
+use kvasir_machine::PluginRecord;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::board::{Code, Counters};
-use crate::compile::{Compiler, hex};
+use crate::board::Counters;
+use crate::compile::Compiler;
 use crate::install;
-use crate::installed::Installed;
 use crate::linker::linker;
 use crate::logs::LogTail;
 use crate::manifest::short;
@@ -143,6 +143,14 @@ impl PluginHost {
             .ok_or_else(|| Error::Missing(format!("no plugin is called {}; see `kvasir plugin ls`", short(name))))
     }
 
+    /// A plugin that this node knows, or may have to hear of first.
+    async fn find(&self, name: &str) -> Result<PluginRecord, Error> {
+        if self.store().plugin(name).is_none() {
+            self.store().linearize().await?;
+        }
+        self.record(name)
+    }
+
     /// Installs or upgrades a plugin, or with `dry_run` says what would be installed. `component` is the whole component.
     ///
     /// # Errors
@@ -172,98 +180,24 @@ impl PluginHost {
         }
     }
 
-    /// All plugins with the state of their triggers, in order of name.
-    pub fn list(&self) -> api::ListResponse {
-        api::ListResponse { plugins: self.store().plugins().iter().map(|record| self.status(record)).collect() }
+    /// Answers a question that another member's host asked ([`kvasir_engine::Engine::ask`]).
+    pub fn answer(&self, question: &[u8]) -> Bytes {
+        self.inner.shared.answer(question).into()
     }
 
-    /// One plugin in full.
+    /// The last `tail` log lines (0: all that are kept) of all members, by their clocks, and a stream of those that follow; with
+    /// `follow`, of all members too.
     ///
     /// # Errors
     /// [`Error::Missing`] when no plugin has the name.
-    pub fn inspect(&self, name: &str) -> Result<api::InspectResponse, Error> {
-        let record = self.record(name)?;
-        let installed = Installed::decode(&record.manifest).map_err(Error::Internal)?;
-        Ok(api::InspectResponse {
-            status: Some(self.status(&record)),
-            permissions: installed.permissions(),
-            manifest_toml: installed.toml,
-            imports: installed.imports,
-            exports: installed.exports,
-            component_bytes: installed.component_bytes,
-        })
+    pub async fn logs(&self, name: &str, tail: u32, follow: bool) -> Result<LogTail, Error> {
+        let record = self.find(name).await?;
+        Ok(self.inner.shared.logs(&record.name, tail, follow).await)
     }
 
-    fn status(&self, record: &PluginRecord) -> api::PluginStatus {
-        let board = self.inner.shared.board(&record.name);
-        let code = board.code(record.generation);
-        let (state, reason) = match (record.state, &code) {
-            (PluginState::Quarantined, _) => ("quarantined", record.reason.clone()),
-            (PluginState::Paused, _) => ("paused", record.reason.clone()),
-            (PluginState::Active, Code::Failed(why)) => ("failed", why.clone()),
-            (PluginState::Active, Code::Compiling) => ("compiling", String::new()),
-            (PluginState::Active, Code::Ready) => ("ready", String::new()),
-        };
-        let installed = Installed::decode(&record.manifest).ok();
-        let triggers = record
-            .triggers
-            .iter()
-            .filter_map(|id| self.store().trigger(&record.name, id))
-            .map(|trigger| self.trigger_status(record, installed.as_ref(), &trigger))
-            .collect();
-        api::PluginStatus {
-            name: record.name.clone(),
-            version: installed.map(|installed| installed.manifest.plugin.version).unwrap_or_default(),
-            generation: record.generation,
-            digest: hex(&record.digest),
-            state: state.to_owned(),
-            reason,
-            triggers,
-        }
-    }
-
-    fn trigger_status(
-        &self,
-        record: &PluginRecord,
-        installed: Option<&Installed>,
-        trigger: &TriggerRecord,
-    ) -> api::TriggerStatus {
-        let numbers = self.inner.shared.board(&record.name).trigger(&trigger.id).numbers();
-        let watch = trigger.kind == TriggerKind::Watch;
-        let cursor = if watch { trigger.cursor.max(numbers.position) } else { Rev::default() };
-        let state = match (record.state, trigger.state) {
-            (PluginState::Quarantined, _) => "quarantined",
-            (PluginState::Paused, _) => "paused",
-            (_, TriggerState::Halted) => "halted",
-            (_, TriggerState::Lost) => "lost",
-            (_, TriggerState::Active) if numbers.state.is_empty() => "idle",
-            (_, TriggerState::Active) => numbers.state,
-        };
-        api::TriggerStatus {
-            id: trigger.id.clone(),
-            kind: if watch { "watch" } else { "schedule" }.to_owned(),
-            detail: installed.map(|installed| detail(installed, &trigger.id)).unwrap_or_default(),
-            cursor_main: cursor.main,
-            cursor_sub: cursor.sub,
-            lag_revisions: if watch { (self.store().revision() + 1).saturating_sub(cursor.main) } else { 0 },
-            node: trigger.owner_node,
-            owner_epoch: trigger.owner_epoch,
-            runs: numbers.runs,
-            faults: numbers.faults,
-            dead_letters: trigger.dead_letters,
-            state: state.to_owned(),
-            last_error: numbers.last_error,
-            last_run_us: numbers.last_run.as_micros() as u64,
-        }
-    }
-
-    /// The last `tail` log lines (0: all that are kept) and a stream of those that follow.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] when no plugin has the name.
-    pub fn logs(&self, name: &str, tail: u32) -> Result<LogTail, Error> {
-        let record = self.record(name)?;
-        Ok(self.inner.shared.board(&record.name).log.tail(tail as usize))
+    #[cfg(test)]
+    pub(crate) fn log_here(&self, name: &str) -> Vec<api::LogLine> {
+        self.inner.shared.board(name).log.tail(0).lines
     }
 
     /// Removes a plugin, its cursors and its dead letters. Keys that it wrote stay.
@@ -271,7 +205,7 @@ impl PluginHost {
     /// # Errors
     /// [`Error::Missing`] when no plugin has the name; else why the command was not committed.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        self.record(name)?;
+        self.find(name).await?;
         self.store().remove(name).await
     }
 
@@ -283,7 +217,7 @@ impl PluginHost {
         self.control(name, Action::Pause, "paused by the operator").await
     }
 
-    /// Lets a paused, quarantined or halted plugin go on.
+    /// Lets a paused or quarantined plugin go on, and all its triggers that are halted.
     ///
     /// # Errors
     /// As [`PluginHost::remove`].
@@ -291,8 +225,23 @@ impl PluginHost {
         self.control(name, Action::Resume, "").await
     }
 
+    /// Lets one halted trigger go on.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when there is no such plugin or trigger; else why the command was not committed.
+    pub async fn resume_trigger(&self, name: &str, trigger: &str) -> Result<(), Error> {
+        self.find(name).await?;
+        let control = TriggerControl {
+            plugin: name.to_owned(),
+            trigger: trigger.to_owned(),
+            action: trigger_control::Action::Resume.into(),
+            ..TriggerControl::default()
+        };
+        self.store().control_trigger(control).await
+    }
+
     async fn control(&self, name: &str, action: Action, reason: &str) -> Result<(), Error> {
-        self.record(name)?;
+        self.find(name).await?;
         let (name, reason) = (name.to_owned(), reason.to_owned());
         self.store().control(PluginControl { name, action: action.into(), reason, expect_generation: 0 }).await
     }
@@ -300,7 +249,7 @@ impl PluginHost {
     /// Counters and gauges for `/metrics`.
     pub fn metrics(&self) -> PluginMetrics {
         let counters = &self.inner.shared.counters;
-        let statuses = self.list().plugins;
+        let statuses = self.list_here().plugins;
         let in_state = |state: &str| statuses.iter().filter(|plugin| plugin.state == state).count() as u64;
         let triggers = statuses.iter().flat_map(|plugin| &plugin.triggers);
         PluginMetrics {
@@ -332,18 +281,6 @@ impl PluginHost {
         if let Some(runtime) = self.inner.runtime.lock().take() {
             runtime.shutdown_background();
         }
-    }
-}
-
-/// What a trigger watches or when it runs, in words.
-fn detail(installed: &Installed, id: &str) -> String {
-    let manifest = &installed.manifest;
-    if let Some(watch) = manifest.trigger.watch.iter().find(|watch| watch.id.as_str() == id) {
-        return watch.words();
-    }
-    match manifest.trigger.schedule.iter().find(|schedule| schedule.id.as_str() == id) {
-        Some(schedule) => format!("every {} under the lock {}", schedule.every, schedule.lock(&manifest.plugin.name)),
-        None => String::new(),
     }
 }
 

@@ -74,6 +74,7 @@ impl Checked {
     /// What the store said; a plugin that exists needs `upgrade`, one that does not must not have it.
     pub(crate) async fn replicate(self, store: &Store, component: &Bytes, upgrade: bool) -> Result<InstallResponse, Error> {
         let name = self.installed.manifest.plugin.name.to_string();
+        store.linearize().await?;
         let before = store.plugin(&name);
         match &before {
             Some(_) if !upgrade => {

@@ -27,6 +27,7 @@ use crate::logs::cut;
 use crate::manifest::{Mode, OnExhausted, Watch, short};
 use crate::plan::Plan;
 use crate::run::{Answer, Ended, Input};
+use crate::tenure::Tenure;
 use crate::view::{View, Writes};
 
 /// How far a `latest` trigger looks ahead for newer versions.
@@ -42,12 +43,12 @@ const CONFLICT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A trigger's runner.
 pub(crate) struct Reactor {
+    tenure: Tenure,
     active: Arc<Active>,
     watch: Watch,
     id: String,
     keys: KeyRange,
     board: Arc<TriggerBoard>,
-    epoch: u64,
     position: Rev,
     /// Batches to run, the next one last.
     plans: Vec<Plan>,
@@ -61,9 +62,9 @@ pub(crate) struct Reactor {
 /// How to go on.
 enum Next {
     Go,
-    /// Ask who owns the trigger, and from which cursor.
+    /// Begin again from the cursor, if the trigger is still ours.
     Reload,
-    /// This generation or the host is over.
+    /// This tenure is over.
     End,
 }
 
@@ -80,17 +81,17 @@ enum Landed {
 }
 
 impl Reactor {
-    pub(crate) fn new(active: Arc<Active>, watch: Watch) -> Self {
+    pub(crate) fn new(tenure: Tenure, watch: Watch) -> Self {
         let id = watch.id.to_string();
-        let board = active.board.trigger(&id);
+        let (active, board) = (tenure.active.clone(), tenure.board.clone());
         let keys = crate::manifest::keys(&watch);
         Self {
+            tenure,
             active,
             watch,
             id,
             keys,
             board,
-            epoch: 0,
             position: Rev::default(),
             plans: Vec::new(),
             parking: None,
@@ -100,16 +101,15 @@ impl Reactor {
         }
     }
 
-    /// Runs until the generation is over.
+    /// Runs until the tenure is over.
     pub(crate) async fn drive(mut self) {
         self.board.state("idle");
-        loop {
-            let next = match self.record() {
-                Some(record) => self.step(record).await,
-                None => Next::Reload,
-            };
-            match next {
-                Next::Go if self.active.cancel.is_cancelled() => return,
+        if !self.tenure.settle().await {
+            return;
+        }
+        while let Some(record) = self.tenure.record() {
+            match self.step(record).await {
+                Next::Go if self.tenure.is_over() => return,
                 Next::Go => {}
                 Next::End => return,
                 Next::Reload => {
@@ -117,22 +117,20 @@ impl Reactor {
                     self.parking = None;
                     self.resync = None;
                     self.position = Rev::default();
-                    let Some(epoch) = self.active.own(&self.id).await else { return };
-                    self.epoch = epoch;
+                    if !self.tenure.settle().await {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    /// The trigger, if this runner still owns it.
-    fn record(&self) -> Option<TriggerRecord> {
-        self.active.store.trigger(&self.active.name, &self.id).filter(|record| record.owner_epoch == self.epoch)
-    }
-
     async fn step(&mut self, record: TriggerRecord) -> Next {
-        if record.state == TriggerState::Halted {
+        if record.state.is_halted() {
             self.board.state("halted");
-            return self.wait_for_registry().await;
+            // To be let go on takes a fresh epoch.
+            self.tenure.over().await;
+            return Next::End;
         }
         if record.state == TriggerState::Lost || self.resync.is_some() {
             return self.step_resync(record).await;
@@ -170,7 +168,7 @@ impl Reactor {
         self.board.state("idle");
         tokio::select! {
             changed = revisions.changed() => if changed.is_ok() { Next::Go } else { Next::End },
-            () = self.active.cancel.cancelled() => Next::End,
+            () = self.tenure.over() => Next::End,
         }
     }
 
@@ -179,19 +177,19 @@ impl Reactor {
         self.position = self.position.max(to);
         self.board.update(|numbers| numbers.position = self.position);
         if self.position > record.cursor {
-            self.active.advancer.ask(&self.active.name, &self.id, self.epoch, record.cursor, self.position);
+            self.active.advancer.ask(&self.active.name, &self.id, self.tenure.epoch, record.cursor, self.position);
         }
     }
 
     async fn step_plan(&mut self, record: TriggerRecord, mut plan: Plan) -> Next {
-        let Some(slot) = self.active.slot(false).await else { return Next::End };
+        let Some(slot) = self.tenure.slot(false).await else { return Next::End };
         self.board.state("running");
         plan.attempts += 1;
         let depth = plan.depth() + 1;
-        let source = self.active.source(&self.id, plan.attempts);
+        let source = self.tenure.source(plan.attempts);
         let batch = Batch { trigger: self.id.clone(), events: plan.events.iter().map(event).collect(), whole: plan.whole };
         let revision = self.active.store.revision().max(self.last_effect);
-        let mut ended = self.active.run(&self.board, slot, source, depth, revision, Input::Events(batch)).await;
+        let mut ended = self.tenure.run(slot, source, depth, revision, Input::Events(batch)).await;
         if ended.answer != Answer::Ok {
             return self.failed(record, plan, ended).await;
         }
@@ -239,13 +237,13 @@ impl Reactor {
         self.active.advancer.cancel(&self.active.name, &self.id);
         // A move of the idle cursor may have landed meanwhile.
         let (expect, sequence) =
-            self.record().map_or((record.cursor, record.sequence), |record| (record.cursor, record.sequence));
+            self.tenure.record().map_or((record.cursor, record.sequence), |record| (record.cursor, record.sequence));
         let effect = EffectTxn {
             plugin: self.active.name.clone(),
             trigger: self.id.clone(),
             partition: 0,
             generation: self.active.generation,
-            owner_epoch: self.epoch,
+            owner_epoch: self.tenure.epoch,
             expect_cursor: Some(cursor(expect)),
             new_cursor: Some(cursor(to)),
             guards: writes.guards,
@@ -272,7 +270,7 @@ impl Reactor {
                 Rejection::Halted => {
                     let why = "its dead letters are full; look at `plugin dlq`, then `plugin resume`";
                     self.board.update(|numbers| numbers.last_error = why.to_owned());
-                    self.active.board.log.host(&self.active.source(&self.id, 0), "error", &format!("halted: {why}"));
+                    self.active.board.log.host(&self.tenure.source(0), "error", &format!("halted: {why}"));
                     Landed::Next(Next::Reload)
                 }
                 Rejection::Refused(error @ (Error::NoSpace | Error::TooManyRequests)) => Landed::Trouble(error.to_string()),
@@ -285,7 +283,8 @@ impl Reactor {
             Err(error @ (Error::RequestTooLarge | Error::Invalid(_) | Error::PermissionDenied)) => {
                 Landed::Refused(format!("its effect cannot be proposed: {error}"))
             }
-            // Whether it landed is not known. The fresh epoch that the reload takes ends its chance; cursor and sequence then tell.
+            // Whether it landed is not known, nor whether it still will: cursor and sequence tell, and of it and its repetition apply
+            // takes one.
             Err(error) => match self.trouble(&error.to_string()).await {
                 Next::Go => Landed::Next(Next::Reload),
                 next => Landed::Next(next),
@@ -306,7 +305,7 @@ impl Reactor {
             numbers.last_error = why;
         });
         let wait = doubled(CONFLICT_WAIT, CONFLICT_WAIT_MAX, self.conflicts - CONFLICTS_AT_ONCE);
-        if self.active.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
+        if self.tenure.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
     }
 
     /// The node's trouble, not the guest's: nothing is counted.
@@ -315,11 +314,11 @@ impl Reactor {
             numbers.state = "backoff";
             numbers.last_error = cut(why, ERROR_BYTES_MAX);
         });
-        if self.active.sleep_on_trouble().await == Wait::Cancelled { Next::End } else { Next::Go }
+        if self.tenure.sleep_on_trouble().await == Wait::Cancelled { Next::End } else { Next::Go }
     }
 
     async fn failed(&mut self, record: TriggerRecord, mut plan: Plan, ended: Ended) -> Next {
-        if self.active.cancel.is_cancelled() {
+        if self.tenure.is_over() {
             return Next::End;
         }
         let (rejected, stopped, why) = match ended.answer {
@@ -334,7 +333,7 @@ impl Reactor {
             return self.trouble(trouble).await;
         }
         let why = cut(&why, ERROR_BYTES_MAX);
-        let source = self.active.source(&self.id, plan.attempts);
+        let source = self.tenure.source(plan.attempts);
         if self.active.fault(&self.board, &source, stopped, &why).await {
             return Next::End;
         }
@@ -345,7 +344,7 @@ impl Reactor {
         let wait = backoff(&failure, plan.attempts);
         self.plans.push(plan);
         self.board.state("backoff");
-        if self.active.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
+        if self.tenure.sleep(wait).await == Wait::Cancelled { Next::End } else { Next::Go }
     }
 
     /// No attempt helps: halves the batch to find the event that cannot be handled, then parks it or halts.
@@ -362,9 +361,9 @@ impl Reactor {
         };
         if failure.on_exhausted == OnExhausted::Halt {
             let at = plan.events.first().map(|change| change.row.rev).unwrap_or_default();
-            let reason = format!("trigger {} halted at revision {at} (on-exhausted = halt): {why}", self.id);
-            self.active.quarantine(&self.active.source(&self.id, plan.attempts), &reason).await;
-            return Next::End;
+            let reason = format!("the event at revision {at} cannot be handled (on-exhausted = halt): {why}");
+            self.tenure.halt(&self.tenure.source(plan.attempts), &reason).await;
+            return Next::Reload;
         }
         self.park(record, plan, why).await
     }
@@ -384,7 +383,7 @@ impl Reactor {
                     short(&String::from_utf8_lossy(&key)),
                     plan.attempts
                 );
-                self.active.board.log.host(&self.active.source(&self.id, plan.attempts), "error", &text);
+                self.active.board.log.host(&self.tenure.source(plan.attempts), "error", &text);
                 Next::Go
             }
             Landed::Conflict => Next::Reload,
@@ -393,19 +392,6 @@ impl Reactor {
                 self.trouble(&trouble).await
             }
             Landed::Next(next) => next,
-        }
-    }
-
-    /// Only an operator's command can change how things stand.
-    async fn wait_for_registry(&self) -> Next {
-        let mut changes = self.active.store.registry_changes();
-        changes.mark_unchanged();
-        if self.record().is_none_or(|record| record.state != TriggerState::Halted) {
-            return Next::Go;
-        }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_ok() { Next::Go } else { Next::End },
-            () = self.active.cancel.cancelled() => Next::End,
         }
     }
 }

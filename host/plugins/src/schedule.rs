@@ -1,5 +1,9 @@
 //! Runs a schedule trigger: waits for its time, takes its lock, runs the task, gives the lock back.
 //!
+//! The trigger's owner alone queues up for the lock, not every node: one place in its line is enough for a task that runs on one
+//! node, and what the lock is for is to keep out clients, and an owner that does not know yet that it is none. When that one's node is
+//! gone its lock goes with its lease.
+//!
 //! **Invariant:** the task runs only while its lock is held here, and what it commits is guarded by that lock where it counts, in
 //! apply.
 
@@ -15,16 +19,21 @@ use crate::board::{Counters, TriggerBoard};
 use crate::held::Held;
 use crate::imports::task::Task;
 use crate::imports::types::is_trouble;
-use crate::logs::cut;
+use crate::logs::{cut, wall_ms};
 use crate::manifest::{OnExhausted, Schedule};
 use crate::run::{Answer, Input};
+use crate::tenure::Tenure;
 
 const ERROR_BYTES_MAX: usize = 2_048;
 /// Longest wait after a run that the node or a competitor kept from finishing.
 const TROUBLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// Schedules of shorter intervals begin at once wherever they begin: to record each run would be most of their work.
+const NOTED_FROM: Duration = Duration::from_secs(1);
+
 /// A trigger's runner.
 pub(crate) struct Scheduler {
+    tenure: Tenure,
     active: Arc<Active>,
     every: Duration,
     id: String,
@@ -48,70 +57,85 @@ enum Outcome {
 }
 
 impl Scheduler {
-    pub(crate) fn new(active: Arc<Active>, schedule: &Schedule) -> Self {
+    pub(crate) fn new(tenure: Tenure, schedule: &Schedule) -> Self {
         let id = schedule.id.to_string();
-        let board = active.board.trigger(&id);
+        let (active, board) = (tenure.active.clone(), tenure.board.clone());
         let lock = Bytes::from(schedule.lock(&active.installed.manifest.plugin.name).into_bytes());
-        Self { active, every: schedule.every.0, id, lock, board }
+        Self { tenure, active, every: schedule.every.0, id, lock, board }
     }
 
-    /// Runs until the generation is over. The first run is at once.
+    /// Runs until the tenure is over. The first run ever is at once; after that one is due an interval after the start of the last,
+    /// whichever node that was on.
     pub(crate) async fn drive(self) {
-        let mut due = Instant::now();
+        self.board.state("idle");
+        if !self.tenure.settle().await {
+            return;
+        }
+        let Some(record) = self.tenure.record() else { return };
+        if record.state.is_halted() {
+            self.board.state("halted");
+            // To be let go on takes a fresh epoch.
+            self.tenure.over().await;
+            return;
+        }
+        let mut due = Instant::now() + until_due(self.every, record.last_run_wall_ms, wall_ms());
         let (mut attempts, mut unlucky) = (0, 0);
-        'own: while let Some(epoch) = self.active.own(&self.id).await {
-            loop {
-                self.board.state("idle");
-                if self.active.sleep(due.saturating_duration_since(Instant::now())).await == Wait::Cancelled {
-                    return;
+        loop {
+            self.board.state("idle");
+            if self.tenure.sleep(due.saturating_duration_since(Instant::now())).await == Wait::Cancelled {
+                return;
+            }
+            let (started, started_wall_ms) = (Instant::now(), wall_ms());
+            attempts += 1;
+            let outcome = self.attempt(attempts).await;
+            if self.tenure.is_over() {
+                return;
+            }
+            // Late runs are not caught up with: the next is a whole interval after the start of this one.
+            let regular = started + self.every;
+            unlucky = if matches!(outcome, Outcome::Unlucky(_)) { unlucky + 1 } else { 0 };
+            match outcome {
+                Outcome::Done => {
+                    self.note(started_wall_ms).await;
+                    (attempts, due) = (0, regular);
                 }
-                let started = Instant::now();
-                attempts += 1;
-                let outcome = self.attempt(epoch, attempts).await;
-                if self.active.cancel.is_cancelled() {
-                    return;
-                }
-                // Late runs are not caught up with: the next is a whole interval after the start of this one.
-                let regular = started + self.every;
-                unlucky = if matches!(outcome, Outcome::Unlucky(_)) { unlucky + 1 } else { 0 };
-                match outcome {
-                    Outcome::Done => (attempts, due) = (0, regular),
-                    Outcome::Stale => {
-                        attempts = 0;
-                        due = Instant::now();
-                        continue 'own;
+                Outcome::Stale => {
+                    // Either the tenure is about to end, or what was read of it was old.
+                    attempts -= 1;
+                    if !self.tenure.settle().await || self.tenure.record().is_none() {
+                        return;
                     }
-                    Outcome::Unlucky(why) => {
-                        attempts -= 1;
-                        self.board.update(|numbers| {
-                            numbers.state = "backoff";
-                            numbers.last_error = why;
-                        });
-                        // Not counted, so nothing else ends it: each time a longer wait.
-                        if self.active.sleep(doubled(TROUBLE_WAIT, TROUBLE_WAIT_MAX, unlucky)).await == Wait::Cancelled {
+                }
+                Outcome::Unlucky(why) => {
+                    attempts -= 1;
+                    self.board.update(|numbers| {
+                        numbers.state = "backoff";
+                        numbers.last_error = why;
+                    });
+                    // Not counted, so nothing else ends it: each time a longer wait.
+                    if self.tenure.sleep(doubled(TROUBLE_WAIT, TROUBLE_WAIT_MAX, unlucky)).await == Wait::Cancelled {
+                        return;
+                    }
+                }
+                Outcome::Failed { stopped, rejected, why } => {
+                    let source = self.tenure.source(attempts);
+                    if self.active.fault(&self.board, &source, stopped, &why).await {
+                        return;
+                    }
+                    let failure = self.active.installed.manifest.failure;
+                    if rejected || attempts > failure.retries {
+                        if failure.on_exhausted == OnExhausted::Halt {
+                            let reason = format!("it failed {attempts} times (on-exhausted = halt): {why}");
+                            self.tenure.halt(&source, &reason).await;
                             return;
                         }
-                    }
-                    Outcome::Failed { stopped, rejected, why } => {
-                        let source = self.active.source(&self.id, attempts);
-                        if self.active.fault(&self.board, &source, stopped, &why).await {
+                        self.note(started_wall_ms).await;
+                        (attempts, due) = (0, regular);
+                    } else {
+                        due = Instant::now() + backoff(&failure, attempts);
+                        self.board.state("backoff");
+                        if self.tenure.sleep(due.saturating_duration_since(Instant::now())).await == Wait::Cancelled {
                             return;
-                        }
-                        let failure = self.active.installed.manifest.failure;
-                        if rejected || attempts > failure.retries {
-                            if failure.on_exhausted == OnExhausted::Halt {
-                                let reason =
-                                    format!("trigger {} failed {attempts} times (on-exhausted = halt): {why}", self.id);
-                                self.active.quarantine(&source, &reason).await;
-                                return;
-                            }
-                            (attempts, due) = (0, regular);
-                        } else {
-                            due = Instant::now() + backoff(&failure, attempts);
-                            self.board.state("backoff");
-                            if self.active.sleep(due.saturating_duration_since(Instant::now())).await == Wait::Cancelled {
-                                return;
-                            }
                         }
                     }
                 }
@@ -119,29 +143,42 @@ impl Scheduler {
         }
     }
 
-    async fn attempt(&self, epoch: u64, attempt: u32) -> Outcome {
+    /// Records that the run that began then is over. One that is not recorded is repeated, where the next owner begins.
+    async fn note(&self, started_wall_ms: u64) {
+        if self.every < NOTED_FROM {
+            return;
+        }
+        let noted = self.active.store.task_done(&self.active.name, &self.id, self.tenure.epoch, started_wall_ms);
+        tokio::select! {
+            noted = noted => if let Err(error) = noted {
+                tracing::debug!(plugin = self.active.name, trigger = self.id, %error, "a task's run is not recorded");
+            },
+            () = self.tenure.over() => {}
+        }
+    }
+
+    async fn attempt(&self, attempt: u32) -> Outcome {
         // Before the lock: a task that has it does not keep others waiting for want of a place.
-        let Some(slot) = self.active.slot(true).await else { return Outcome::Stale };
+        let Some(slot) = self.tenure.slot(true).await else { return Outcome::Stale };
         self.board.state("waiting-for-lock");
         let caller = self.active.caller(1);
         let held = tokio::select! {
             held = Held::acquire(&self.active.store, &caller, &self.lock) => held,
-            () = self.active.cancel.cancelled() => return Outcome::Stale,
+            () = self.tenure.over() => return Outcome::Stale,
         };
         let held = match held {
             Ok(held) => held,
             Err(error) => return Outcome::Unlucky(cut(&error.to_string(), ERROR_BYTES_MAX)),
         };
-        let owned = |record: &kvasir_machine::TriggerRecord| record.owner_epoch == epoch;
-        if !self.active.store.trigger(&self.active.name, &self.id).is_some_and(|record| owned(&record)) {
+        if self.tenure.record().is_none() {
             held.release().await;
             return Outcome::Stale;
         }
         self.board.state("running");
-        let task = Task::new(held, self.active.board.leases.clone(), self.id.clone(), self.active.generation, epoch);
+        let task = Task::new(held, self.id.clone(), self.active.generation, self.tenure.epoch);
         let revision = self.active.store.revision();
-        let source = self.active.source(&self.id, attempt);
-        let mut ended = self.active.run(&self.board, slot, source.clone(), 1, revision, Input::Task(Box::new(task))).await;
+        let source = self.tenure.source(attempt);
+        let mut ended = self.tenure.run(slot, source, 1, revision, Input::Task(Box::new(task))).await;
         let Some(mut task) = ended.task.take() else {
             return outcome(ended.answer, ended.trouble);
         };
@@ -179,5 +216,27 @@ fn outcome(answer: Answer, trouble: Option<String>) -> Outcome {
         (Answer::Retry(why), None) => Outcome::Failed { stopped: false, rejected: false, why: cut(why) },
         (Answer::Reject(why), _) => Outcome::Failed { stopped: false, rejected: true, why: cut(why) },
         (Answer::Stopped(stop), _) => Outcome::Failed { stopped: true, rejected: false, why: stop.to_string() },
+    }
+}
+
+/// How long until a schedule is due whose last run began then, by clocks that may differ: never longer than its interval.
+fn until_due(every: Duration, last_run_wall_ms: u64, now_wall_ms: u64) -> Duration {
+    if last_run_wall_ms == 0 {
+        return Duration::ZERO;
+    }
+    every.saturating_sub(Duration::from_millis(now_wall_ms.saturating_sub(last_run_wall_ms)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_is_due_an_interval_after_its_last_run_wherever_that_was() {
+        let every = Duration::from_secs(60);
+        assert_eq!(until_due(every, 0, 1_000_000), Duration::ZERO, "the first run is at once");
+        assert_eq!(until_due(every, 1_000_000, 1_020_000), Duration::from_secs(40));
+        assert_eq!(until_due(every, 1_000_000, 9_000_000), Duration::ZERO, "one that is overdue is at once");
+        assert_eq!(until_due(every, 5_000_000, 1_000_000), every, "a clock that is behind does not put it off for longer");
     }
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use kvasir_api::Error;
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{
-    Assign, BlobChunk, CursorAdvance, DeadLetterDrop, EffectTxn, Origin, PluginControl, PluginRemove, PluginSet,
+    Assign, BlobChunk, CursorAdvance, DeadLetterDrop, EffectTxn, Origin, PluginControl, PluginRemove, PluginSet, TaskDone,
+    TriggerControl,
 };
 use kvasir_api::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
 use kvasir_api::v3lockpb::LockRequest;
@@ -78,8 +79,18 @@ impl Store {
         self.engine.revisions()
     }
 
-    pub(crate) fn is_leader(&self) -> bool {
-        self.engine.is_leader()
+    pub(crate) fn node_id(&self) -> u64 {
+        self.engine.node_id()
+    }
+
+    /// The term in which this node leads, as last reported.
+    pub(crate) fn leading_term(&self) -> Option<u64> {
+        self.engine.leading_term()
+    }
+
+    /// Changes with the term and the leader.
+    pub(crate) fn standings(&self) -> watch::Receiver<(u64, Option<u64>)> {
+        self.engine.standings()
     }
 
     pub(crate) async fn linearize(&self) -> Result<(), Error> {
@@ -156,6 +167,20 @@ impl Store {
         self.engine.trigger(plugin, trigger, 0)
     }
 
+    /// The members' ids and names, this node among them.
+    pub(crate) fn members(&self) -> Vec<(u64, String)> {
+        self.engine.members().into_iter().map(|known| (known.id, known.member.name)).collect()
+    }
+
+    /// Asks another member what [`crate::PluginHost::answer`] answers there.
+    pub(crate) async fn ask(&self, node: u64, question: Bytes) -> Result<Bytes, Error> {
+        self.engine.ask(node, question).await
+    }
+
+    pub(crate) fn triggers(&self) -> Vec<TriggerRecord> {
+        self.engine.triggers()
+    }
+
     pub(crate) fn registry_changes(&self) -> watch::Receiver<u64> {
         self.engine.registry_changes()
     }
@@ -213,19 +238,25 @@ impl Store {
         self.propose(Body::PluginControl(control)).await.map(drop)
     }
 
-    /// Gives a trigger to this node; returns the epoch.
-    pub(crate) async fn assign(&self, plugin: &str, trigger: &str, expect_epoch: u64) -> Result<u64, Error> {
-        let assign = Assign {
-            plugin: plugin.to_owned(),
-            trigger: trigger.to_owned(),
-            partition: 0,
-            node: self.engine.node_id(),
-            expect_epoch,
-        };
-        match self.propose(Body::Assign(assign)).await? {
-            Reply::Assign { owner_epoch, .. } => Ok(owner_epoch),
-            reply => Err(unexpected(&reply)),
-        }
+    /// Gives a trigger to a node, as the leader of a term; returns the epoch.
+    pub(crate) async fn assign(&self, term: u64, assign: Assign) -> Result<u64, Error> {
+        self.engine.assign(term, assign).await
+    }
+
+    pub(crate) async fn control_trigger(&self, control: TriggerControl) -> Result<(), Error> {
+        self.propose(Body::TriggerControl(control)).await.map(drop)
+    }
+
+    /// Records that a task's run is over that began then.
+    pub(crate) async fn task_done(
+        &self,
+        plugin: &str,
+        trigger: &str,
+        owner_epoch: u64,
+        started_wall_ms: u64,
+    ) -> Result<(), Error> {
+        let (plugin, trigger) = (plugin.to_owned(), trigger.to_owned());
+        self.propose(Body::TaskDone(TaskDone { plugin, trigger, partition: 0, owner_epoch, started_wall_ms })).await.map(drop)
     }
 
     /// Proposes what a run did. An error says that its fate is unknown or that it was refused before it was proposed.
@@ -254,9 +285,9 @@ impl Store {
         self.engine.lease_revoke(caller, LeaseRevokeRequest { id }).await.map(drop)
     }
 
-    /// Whether the lease is there, as far as this node has applied.
-    pub(crate) fn lease_exists(&self, id: i64) -> bool {
-        self.engine.lease_exists(id)
+    /// Whether the lease is there and was granted to the plugin, as far as this node has applied.
+    pub(crate) fn lease_is_of(&self, id: i64, plugin: &str) -> bool {
+        self.engine.lease_is_of(id, plugin)
     }
 
     /// Seconds left and seconds granted.

@@ -19,12 +19,12 @@ use crate::board::{Code, Counters, PluginBoard};
 use crate::compile::Compiler;
 use crate::installed::Installed;
 use crate::logs::Source;
+use crate::placement::place;
 use crate::program::Program;
-use crate::reactor::Reactor;
 use crate::run::Run;
-use crate::schedule::Scheduler;
 use crate::slots::Slots;
 use crate::store::Store;
+use crate::tenure::follow;
 
 /// Wait before a component that could not be read is asked for again.
 const BLOB_WAIT: Duration = Duration::from_secs(1);
@@ -76,6 +76,7 @@ impl Shared {
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(self.advancer.clone().run(self.store.clone(), self.cancel.clone()));
+        tasks.spawn(place(self.store.clone(), self.cancel.clone()));
         tasks.spawn(self.clone().forget_removed());
         loop {
             changes.mark_unchanged();
@@ -164,21 +165,7 @@ impl Shared {
             cancel,
             installed,
         });
-        let mut runners = JoinSet::new();
-        for watch in &active.installed.manifest.trigger.watch {
-            runners.spawn(Reactor::new(active.clone(), watch.clone()).drive());
-        }
-        for schedule in &active.installed.manifest.trigger.schedule {
-            runners.spawn(Scheduler::new(active.clone(), schedule).drive());
-        }
-        while let Some(ended) = runners.join_next().await {
-            if let Err(error) = ended
-                && error.is_panic()
-            {
-                // A runner is the host's code: its panic is a defect, and this plugin is what stops working.
-                active.quarantine(&source, "its runner failed inside the host; this is a defect of kvasir").await;
-            }
-        }
+        follow(active).await;
     }
 
     async fn prepare(&self, record: &PluginRecord) -> Result<(Installed, Program), String> {

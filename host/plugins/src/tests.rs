@@ -1,5 +1,7 @@
 //! The host on a real engine in a scratch folder: installing, running, failing, stopping. Guests are a few lines of WebAssembly text.
 
+mod cluster;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,11 +83,11 @@ impl Node {
     }
 
     fn plugin(&self) -> api::PluginStatus {
-        self.host.list().plugins.into_iter().next().unwrap()
+        self.host.list_here().plugins.into_iter().next().unwrap()
     }
 
     fn log(&self) -> String {
-        let lines = self.host.logs("p", 0).unwrap().lines;
+        let lines = self.host.log_here("p");
         lines.into_iter().map(|line| format!("{} {}\n", line.level, line.message)).collect()
     }
 
@@ -97,7 +99,7 @@ impl Node {
             }
         };
         if tokio::time::timeout(DEADLINE, waiting).await.is_err() {
-            panic!("{what}: {:#?}\n{}", self.host.list(), self.log());
+            panic!("{what}: {:#?}\n{}", self.host.list_here(), self.log());
         }
     }
 }
@@ -358,15 +360,24 @@ async fn a_scan_that_goes_on_after_a_key_before_its_range_wedges_nothing_and_sho
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_exhausted_halt_quarantines_and_resume_lifts_it() {
+async fn on_exhausted_halt_stops_that_trigger_alone_until_it_is_resumed() {
     let node = Node::start().await;
     node.put("/in/a", "1").await;
-    let manifest = watching("on-exhausted = \"halt\"");
+    let other = "[[trigger.watch]]\nid = \"other\"\nkey = \"/in/other\"\n[grants]";
+    let manifest = watching("on-exhausted = \"halt\"").replace("[grants]", other);
     node.install(reactor("(call $reject)"), &manifest).await.unwrap();
-    node.until("quarantined", async |node| node.plugin().state == "quarantined").await;
-    assert!(node.plugin().reason.contains("because"), "{}", node.plugin().reason);
-    node.host.resume("p").await.unwrap();
-    node.until("it tried again", async |node| node.log().matches("quarantined:").count() >= 2).await;
+    let trigger = |node: &Node, id: &str| node.plugin().triggers.into_iter().find(|trigger| trigger.id == id).unwrap();
+    node.until("halted", async |node| trigger(node, "w").state == "halted").await;
+    assert!(trigger(&node, "w").reason.contains("because"), "{}", trigger(&node, "w").reason);
+    assert_eq!((node.plugin().state.as_str(), trigger(&node, "other").state.as_str()), ("ready", "idle"));
+    // It stays so over a restart, and a trigger resumed meets the event again.
+    let node = Node::start_in(node.stop().await).await;
+    node.until("it is up", async |node| node.plugin().state == "ready").await;
+    assert_eq!((trigger(&node, "w").state.as_str(), trigger(&node, "w").runs), ("halted", 0));
+    node.host.resume_trigger("p", "w").await.unwrap();
+    node.until("it tried again", async |node| node.log().contains("halted:")).await;
+    node.until("it is halted again", async |node| trigger(node, "w").state == "halted").await;
+    assert!(matches!(node.host.resume_trigger("p", "none").await, Err(Error::Missing(_))));
     node.stop().await;
 }
 
@@ -403,8 +414,8 @@ async fn pause_stops_and_resume_goes_on_where_it_was_and_remove_forgets() {
     node.host.resume("p").await.unwrap();
     node.until("counted after the pause", async |node| node.count().await == 2).await;
     node.host.remove("p").await.unwrap();
-    assert!(node.host.list().plugins.is_empty());
-    assert!(matches!(node.host.inspect("p"), Err(Error::Missing(_))));
+    assert!(node.host.list().await.unwrap().plugins.is_empty());
+    assert!(matches!(node.host.inspect("p").await, Err(Error::Missing(_))));
     assert!(matches!(node.host.remove("p").await, Err(Error::Missing(_))));
     node.stop().await;
 }
@@ -445,7 +456,7 @@ async fn what_cannot_be_installed_changes_nothing() {
     assert!(refused(node.host.install(header.clone(), good.clone().into()).await).contains("--accept-requested"));
     let dry = api::install_request::Header { dry_run: true, accept_requested: true, ..header };
     assert!(!node.host.install(dry, good.clone().into()).await.unwrap().permissions.is_empty());
-    assert!(node.host.list().plugins.is_empty());
+    assert!(node.host.list().await.unwrap().plugins.is_empty());
     node.install(good.clone(), &watching("")).await.unwrap();
     assert!(matches!(node.install(good, &watching("")).await, Err(Error::Precondition(text)) if text.contains("--upgrade")));
     node.stop().await;

@@ -35,7 +35,7 @@ impl Machine {
     fn run(&mut self, body: Body) {
         self.index += 1;
         let stamp = Some(Stamp { cluster_ms: 1, wall_ms: 1 });
-        let command = Command { version: COMMAND_VERSION, tenant: 0, origin: None, stamp, forwarded: None, body: Some(body) };
+        let command = Command { version: COMMAND_VERSION, stamp, body: Some(body), ..Command::default() };
         let mut effects = Effects::default();
         let entry = EntryId { index: self.index, term: 1, leader: 1 };
         self.state.apply(entry, &command, false, &mut effects);

@@ -1,6 +1,7 @@
 //! The engine through its API, with real consensus and storage underneath, on disk. One binary, so that it is linked once.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod cluster;
 mod kv;
 mod lease;
 mod lock;

@@ -17,7 +17,6 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use kvasir_api::Error;
 
-use crate::registry::TriggerState;
 use crate::{Effects, Reply, Rev, Row, State, Table, table};
 
 /// How far a trimming has come.
@@ -182,7 +181,7 @@ impl State {
             .collect();
         for key in lost {
             self.change_trigger(&key, effects, |trigger, epoch| {
-                trigger.state = TriggerState::Lost;
+                trigger.state = trigger.state.losing();
                 trigger.owner_epoch = epoch;
             });
         }

@@ -253,7 +253,14 @@ fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
     let numbers = prop::collection::vec(number(), 13);
     (0_usize..12, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
         |(which, n, text, other, digest)| {
-            let mut out = Writer::new(1, 0);
+            // The last two are leases and triggers of the version with more fields.
+            let wider = which >= 10;
+            let which = match which {
+                10 => 3,
+                11 => 5,
+                which => which,
+            };
+            let mut out = Writer::new(1 + u8::from(wider), 0);
             let (table, key) = match which {
                 0 => {
                     n.iter().for_each(|n| out.fixed64(*n));
@@ -269,6 +276,9 @@ fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
                 }
                 3 => {
                     n[..3].iter().for_each(|n| out.varint(*n));
+                    if wider {
+                        out.bytes(text.as_bytes());
+                    }
                     (Table::Lease, n[3].to_be_bytes().to_vec())
                 }
                 4 => {
@@ -287,6 +297,10 @@ fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
                     n[2..6].iter().for_each(|n| out.varint(*n));
                     out.byte(n[6] as u8);
                     out.varint(n[7]);
+                    if wider {
+                        out.bytes(other.as_bytes());
+                        out.varint(n[9]);
+                    }
                     (Table::Trigger, crate::table::trigger_key("p", "t", n[8] as u32))
                 }
                 7 => {
@@ -353,7 +367,7 @@ fn table_rows_that_are_never_written_are_refused() {
     let grant = Grant::decode(lease).unwrap();
     assert!(refused(Table::Lease, &[0; 8], lease.to_vec()));
     for ttl_s in [0, 1, limits::LEASE_TTL_MAX_S + 1] {
-        assert!(refused(Table::Lease, key, Grant { ttl_s, ..grant }.encode()), "{ttl_s}");
+        assert!(refused(Table::Lease, key, Grant { ttl_s, ..grant.clone() }.encode()), "{ttl_s}");
     }
     // Alarms are of known kinds.
     for alarm in [0, 3, -1] {
@@ -385,6 +399,14 @@ fn table_rows_that_are_never_written_are_refused() {
     };
     assert!(!trigger("s", &|_| {}) && !trigger("w", &|_| {}));
     assert!(trigger("s", &|record| record.cursor = Rev::new(1, 0)));
+    assert!(trigger("s", &|record| record.state = crate::TriggerState::HaltedLost));
+    // What a trigger or a lease of the version with more fields is without them is written in version 1.
+    for (table, at) in [(Table::Trigger, 0), (Table::Lease, 0)] {
+        let ((_, key), row) = value(table);
+        let mut wider = [&row[..], &[0, 0]].concat();
+        wider[at] = 2;
+        assert!(refused(table, key, wider), "{table:?}");
+    }
     assert!(trigger("w", &|record| record.cursor = Rev::default()));
     assert!(trigger("w", &|record| record.key = Bytes::new()));
 }

@@ -48,6 +48,7 @@ impl Machine {
             origin: None,
             stamp: Some(command::Stamp { cluster_ms: self.cluster_ms, wall_ms: 0 }),
             forwarded: None,
+            term: 0,
             body: Some(body),
         }
     }
@@ -117,7 +118,7 @@ impl Machine {
     }
 
     pub(super) fn grant(&mut self, id: i64, ttl_s: i64) -> Reply {
-        self.run(Body::LeaseGrant(command::LeaseGrant { id, ttl_s }))
+        self.run(Body::LeaseGrant(command::LeaseGrant { id, ttl_s, slack_ms: 0 }))
     }
 
     pub(super) fn revoke(&mut self, ids: &[i64], expiry_term: u64) -> Reply {

@@ -1,6 +1,6 @@
 //! Leases, in cluster time.
 
-use kvasir_api::command::{Alarm, LeaseRenew, Tick, command::Body};
+use kvasir_api::command::{Alarm, Command, LeaseGrant, LeaseRenew, Origin, Tick, command::Body};
 use kvasir_api::{Error, limits};
 
 use super::harness::*;
@@ -128,7 +128,7 @@ fn a_renewal_moves_the_deadline_even_of_a_lease_that_is_due() {
     let mut machine = Machine::new();
     machine.grant(1, 5);
     machine.cluster_ms = 7_000;
-    let reply = machine.run(Body::LeaseRenew(LeaseRenew { ids: vec![1, 2] }));
+    let reply = machine.run(Body::LeaseRenew(LeaseRenew { ids: vec![1, 2], slack_ms: 0 }));
     assert!(matches!(reply, Reply::LeaseRenew { leases, .. } if leases == [(1, 5), (2, 0)]));
     assert_eq!(machine.state.lease(1).unwrap().deadline_ms, 12_000);
     assert!(matches!(machine.revoke(&[1], 1), Reply::LeaseRevoke { revoked, .. } if revoked.is_empty()));
@@ -173,4 +173,44 @@ fn a_grant_is_refused_while_there_is_no_space_and_a_revoke_is_not() {
     machine.run(Body::Alarm(alarm));
     assert_eq!(error_of(machine.grant(2, 10)), Error::NoSpace);
     assert!(matches!(machine.revoke(&[1], 0), Reply::LeaseRevoke { .. }));
+}
+
+#[test]
+fn slack_moves_the_deadline_and_not_the_ttl_and_is_bounded() {
+    let mut machine = Machine::new();
+    let grant = |machine: &mut Machine, id, slack_ms| machine.run(Body::LeaseGrant(LeaseGrant { id, ttl_s: 5, slack_ms }));
+    assert!(matches!(grant(&mut machine, 1, 250), Reply::LeaseGrant { ttl_s: 5, .. }));
+    grant(&mut machine, 2, u64::MAX);
+    let deadline = |machine: &Machine, id| machine.state.lease(id).unwrap().deadline_ms;
+    assert_eq!((deadline(&machine, 1), deadline(&machine, 2)), (5_250, 5_000 + limits::LEASE_SLACK_MS_MAX));
+    machine.cluster_ms = 1_000;
+    let reply = machine.run(Body::LeaseRenew(LeaseRenew { ids: vec![1], slack_ms: 500 }));
+    assert!(matches!(reply, Reply::LeaseRenew { leases, .. } if leases == [(1, 5)]));
+    assert_eq!(deadline(&machine, 1), 6_500);
+    machine.assert_restorable();
+}
+
+#[test]
+fn a_lease_knows_the_plugin_it_was_granted_to_and_a_plugin_holds_so_many() {
+    let mut machine = Machine::new();
+    let grant = |machine: &mut Machine, plugin: &str, id| {
+        let origin = Some(Origin { plugin: plugin.to_owned(), depth: 1 });
+        let body = Body::LeaseGrant(LeaseGrant { id, ttl_s: 5, slack_ms: 0 });
+        machine.apply(Command { origin, ..machine.command(body) })
+    };
+    machine.grant(1, 5);
+    grant(&mut machine, "p", 2);
+    grant(&mut machine, "no name of a plugin", 3);
+    let plugin = |machine: &Machine, id| machine.state.lease(id).unwrap().plugin.map(str::to_owned);
+    assert_eq!([1, 2, 3].map(|id| plugin(&machine, id)), [None, Some("p".to_owned()), None]);
+    machine.assert_restorable();
+    for nth in 1..limits::LEASES_PER_PLUGIN_MAX as i64 {
+        assert!(matches!(grant(&mut machine, "p", 100 + nth), Reply::LeaseGrant { .. }));
+    }
+    assert!(matches!(error_of(grant(&mut machine, "p", 99)), Error::Exhausted(_)));
+    assert!(matches!(grant(&mut machine, "q", 99), Reply::LeaseGrant { .. }), "another plugin has its own");
+    machine.revoke(&[2], 0);
+    assert_eq!(machine.state.leases_of("p"), limits::LEASES_PER_PLUGIN_MAX - 1);
+    assert!(matches!(grant(&mut machine, "p", 2), Reply::LeaseGrant { .. }));
+    assert_eq!(machine.restored().leases_of("p"), limits::LEASES_PER_PLUGIN_MAX);
 }

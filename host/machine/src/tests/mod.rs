@@ -5,6 +5,7 @@
 mod blobs;
 mod budget;
 mod compaction;
+mod control;
 mod effects;
 mod formats;
 mod harness;

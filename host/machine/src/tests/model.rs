@@ -539,7 +539,7 @@ fn take(machine: &mut Machine, model: &mut Model, step: Step, progress: &mut Com
             }
         }
         Step::Renew(id) => {
-            let reply = machine.run(Body::LeaseRenew(LeaseRenew { ids: vec![id] }));
+            let reply = machine.run(Body::LeaseRenew(LeaseRenew { ids: vec![id], slack_ms: 0 }));
             let ttl_s = model.leases.get_mut(&id).map_or(0, |lease| {
                 lease.1 = machine.cluster_ms + lease.0 * 1_000;
                 lease.0 as i64

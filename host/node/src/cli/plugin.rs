@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use kvasir_api::kvasir::plugin::v1::install_request::{Header, Part};
 use kvasir_api::kvasir::plugin::v1::{
-    InspectRequest, InstallRequest, InstallResponse, ListRequest, LogLine, LogsRequest, PauseRequest, PluginStatus,
+    InspectRequest, InstallRequest, InstallResponse, ListRequest, LogLine, LogsRequest, NodeStatus, PauseRequest, PluginStatus,
     RemoveRequest, ResumeRequest, TriggerStatus,
 };
 use kvasir_api::limits::{BLOB_CHUNK_BYTES, COMPONENT_BYTES_MAX, MANIFEST_BYTES_MAX};
@@ -58,10 +58,13 @@ pub(crate) enum Plugin {
         /// The plugin's name
         name: String,
     },
-    /// Lets a paused or quarantined plugin go on from where it was
+    /// Lets a paused, quarantined or halted plugin go on from where it was
     Resume {
         /// The plugin's name
         name: String,
+        /// Only this trigger, which is halted
+        #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+        trigger: String,
     },
     /// Dead letters: events that a plugin could not handle
     #[command(subcommand)]
@@ -117,9 +120,9 @@ impl Plugin {
                 connection.answer(plugins.pause(PauseRequest { name: name.clone() })).await?;
                 done(&name, "paused", out)
             }
-            Plugin::Resume { name } => {
+            Plugin::Resume { name, trigger } => {
                 let mut plugins = connection.plugins().await?;
-                connection.answer(plugins.resume(ResumeRequest { name: name.clone() })).await?;
+                connection.answer(plugins.resume(ResumeRequest { name: name.clone(), trigger })).await?;
                 done(&name, "resumed", out)
             }
             Plugin::Dlq(command) => command.run(connection, out).await,
@@ -244,11 +247,18 @@ async fn list(connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
 
 /// One line for each plugin, then one for each trigger, errors in full below.
 fn overview(plugins: &[PluginStatus]) -> Vec<String> {
-    let heading = ["NAME", "VERSION", "GEN", "STATE", "TRIGGER", "DOES", "IS", "CURSOR", "LAG", "RUNS", "FAULTS", "DEAD"];
+    let heading =
+        ["NAME", "VERSION", "GEN", "STATE", "READY", "TRIGGER", "DOES", "IS", "ON", "CURSOR", "LAG", "RUNS", "FAULTS", "DEAD"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let mut notes = Vec::new();
     for plugin in plugins {
-        let mut own = vec![plugin.name.clone(), plugin.version.clone(), plugin.generation.to_string(), plugin.state.clone()];
+        let mut own = vec![
+            plugin.name.clone(),
+            plugin.version.clone(),
+            plugin.generation.to_string(),
+            plugin.state.clone(),
+            ready(plugin),
+        ];
         if plugin.triggers.is_empty() {
             rows.push(own.clone());
         }
@@ -256,10 +266,17 @@ fn overview(plugins: &[PluginStatus]) -> Vec<String> {
             rows.push(own.iter().cloned().chain(trigger_cells(trigger)).collect());
             // The plugin's own columns stand on its first line only.
             own.iter_mut().for_each(String::clear);
+            if !trigger.reason.is_empty() {
+                notes.push(format!("{}/{}: halted: {}", plugin.name, trigger.id, one_line(&trigger.reason)));
+            }
             if !trigger.last_error.is_empty() {
                 notes.push(format!("{}/{}: last error: {}", plugin.name, trigger.id, one_line(&trigger.last_error)));
             }
         }
+        notes.extend(plugin.nodes.iter().filter(|node| !matches!(node.state.as_str(), "ready" | "stopped")).map(|node| {
+            let reason = if node.reason.is_empty() { String::new() } else { format!(": {}", one_line(&node.reason)) };
+            format!("{}: not ready on {}: {}{reason}", plugin.name, member(node.node, &node.name), node.state)
+        }));
         if !plugin.reason.is_empty() {
             notes.push(format!("{}: {}: {}", plugin.name, plugin.state, one_line(&plugin.reason)));
         }
@@ -269,7 +286,21 @@ fn overview(plugins: &[PluginStatus]) -> Vec<String> {
     lines
 }
 
-fn trigger_cells(trigger: &TriggerStatus) -> [String; 8] {
+/// On how many members the code can run, of how many.
+fn ready(plugin: &PluginStatus) -> String {
+    format!("{}/{}", plugin.nodes.iter().filter(|node| node.state == "ready").count(), plugin.nodes.len())
+}
+
+/// A member as people call it.
+fn member(id: u64, name: &str) -> String {
+    match (id, name) {
+        (0, _) => "-".to_owned(),
+        (id, "") => format!("{id:x}"),
+        (_, name) => name.to_owned(),
+    }
+}
+
+fn trigger_cells(trigger: &TriggerStatus) -> [String; 9] {
     let cursor = match (trigger.kind.as_str(), trigger.cursor_sub) {
         ("schedule", _) => "-".to_owned(),
         (_, 0) => trigger.cursor_main.to_string(),
@@ -280,6 +311,7 @@ fn trigger_cells(trigger: &TriggerStatus) -> [String; 8] {
         trigger.id.clone(),
         if trigger.detail.is_empty() { trigger.kind.clone() } else { trigger.detail.clone() },
         trigger.state.clone(),
+        member(trigger.node, &trigger.node_name),
         cursor,
         lag,
         trigger.runs.to_string(),
@@ -305,6 +337,10 @@ async fn inspect(name: String, connection: &Connection, out: &mut Out) -> anyhow
     let reason = if status.reason.is_empty() { String::new() } else { format!(": {}", one_line(&status.reason)) };
     out.line(format!("{} {}, generation {}, {}{reason}", status.name, status.version, status.generation, status.state))?;
     out.line(format!("component  {} bytes, sha256 {}", response.component_bytes, status.digest))?;
+    for node in &status.nodes {
+        let reason = if node.reason.is_empty() { String::new() } else { format!(": {}", one_line(&node.reason)) };
+        out.line(format!("on         {}: {}{reason}", member(node.node, &node.name), node.state))?;
+    }
     out.line(format!("imports    {}", or_nothing(&response.imports)))?;
     out.line(format!("exports    {}", or_nothing(&response.exports)))?;
     out.line("")?;
@@ -333,7 +369,17 @@ fn trigger_lines(trigger: &TriggerStatus) -> Vec<String> {
         let (main, sub, lag) = (trigger.cursor_main, trigger.cursor_sub, trigger.lag_revisions);
         lines.push(format!("  cursor     {main}.{sub}, {lag} revisions behind"));
     }
-    lines.push(format!("  runs on    node {:x}, owner epoch {}", trigger.node, trigger.owner_epoch));
+    let on = match trigger.node {
+        0 => "no node yet".to_owned(),
+        node => format!("{} (node {node:x})", member(node, &trigger.node_name)),
+    };
+    lines.push(format!("  runs on    {on}, owner epoch {}", trigger.owner_epoch));
+    if trigger.last_run_wall_ms > 0 {
+        lines.push(format!("  last run   {}", clock::utc(trigger.last_run_wall_ms)));
+    }
+    if !trigger.reason.is_empty() {
+        lines.push(format!("  halted     {}", one_line(&trigger.reason)));
+    }
     let (runs, faults, dead) = (trigger.runs, trigger.faults, trigger.dead_letters);
     lines.push(format!("  runs       {runs}, faults {faults}, dead letters {dead}, last run {} us", trigger.last_run_us));
     if !trigger.last_error.is_empty() {
@@ -355,6 +401,7 @@ async fn logs(request: LogsRequest, connection: &Connection, out: &mut Out) -> a
                 "trigger": line.trigger,
                 "generation": line.generation,
                 "attempt": line.attempt,
+                "node": line.node,
             }))?;
         } else {
             out.line(log_line(&line))?;
@@ -368,7 +415,8 @@ fn log_line(line: &LogLine) -> String {
     let attempt = if line.attempt > 1 { format!(" attempt {}", line.attempt) } else { String::new() };
     let target = if line.target.is_empty() { String::new() } else { format!("{}: ", line.target) };
     let (at, level) = (clock::utc(line.wall_ms), line.level.to_ascii_uppercase());
-    format!("{at} {level:<5} [{}{attempt}] {target}{}", line.trigger, one_line(&line.message))
+    let node = if line.node.is_empty() { String::new() } else { format!("{} ", one_line(&line.node)) };
+    format!("{at} {level:<5} {node}[{}{attempt}] {target}{}", line.trigger, one_line(&line.message))
 }
 
 fn plugin_json(plugin: &PluginStatus) -> Value {
@@ -388,8 +436,12 @@ fn plugin_json(plugin: &PluginStatus) -> Value {
             "dead_letters": trigger.dead_letters,
             "last_error": trigger.last_error,
             "last_run_us": trigger.last_run_us,
+            "node_name": trigger.node_name,
+            "reason": trigger.reason,
+            "last_run_wall_ms": trigger.last_run_wall_ms,
         })
     };
+    let node = |node: &NodeStatus| json!({ "node": node.node, "name": node.name, "state": node.state, "reason": node.reason });
     json!({
         "name": plugin.name,
         "version": plugin.version,
@@ -398,6 +450,7 @@ fn plugin_json(plugin: &PluginStatus) -> Value {
         "state": plugin.state,
         "reason": plugin.reason,
         "triggers": plugin.triggers.iter().map(trigger).collect::<Vec<_>>(),
+        "nodes": plugin.nodes.iter().map(node).collect::<Vec<_>>(),
     })
 }
 

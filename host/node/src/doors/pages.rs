@@ -41,7 +41,7 @@ async fn version() -> Response {
 
 async fn metrics_page(State(door): State<Door>) -> Response {
     // What the kernel is asked for may block.
-    let read = move || metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list().plugins);
+    let read = move || metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list_here().plugins);
     let Ok(text) = tokio::task::spawn_blocking(read).await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the node is stopping\n").into_response();
     };

@@ -30,18 +30,18 @@ impl Plugins for Door {
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        Ok(Response::new(self.plugins.list()))
+        Ok(Response::new(self.plugins.list().await?))
     }
 
     async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
-        Ok(Response::new(self.plugins.inspect(&request.into_inner().name)?))
+        Ok(Response::new(self.plugins.inspect(&request.into_inner().name).await?))
     }
 
     type LogsStream = Pin<Box<dyn Stream<Item = Result<LogLine, Status>> + Send>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
-        let kept = self.plugins.logs(&request.name, request.tail)?;
+        let kept = self.plugins.logs(&request.name, request.tail, request.follow).await?;
         let lines = stream::iter(kept.lines.into_iter().map(Ok));
         if !request.follow {
             return Ok(Response::new(Box::pin(lines)));
@@ -62,7 +62,12 @@ impl Plugins for Door {
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        self.plugins.resume(&request.into_inner().name).await?;
+        let ResumeRequest { name, trigger } = request.into_inner();
+        if trigger.is_empty() {
+            self.plugins.resume(&name).await?;
+        } else {
+            self.plugins.resume_trigger(&name, &trigger).await?;
+        }
         Ok(Response::new(ResumeResponse {}))
     }
 

@@ -19,6 +19,7 @@ impl PluginHost {
     /// # Errors
     /// [`Error::Missing`] when no plugin has the name; a disk fault.
     pub async fn dead_letters(&self, request: api::DeadLettersRequest) -> Result<api::DeadLettersResponse, Error> {
+        self.store().linearize().await?;
         self.record(&request.name)?;
         let at = Rev { main: request.after_main, sub: request.after_sub };
         let after = (!request.after_trigger.is_empty()).then_some((request.after_trigger.as_str(), at));
@@ -41,6 +42,7 @@ impl PluginHost {
     /// [`Error::Missing`] when there is no such plugin or letter; a disk fault.
     pub async fn dead_letter(&self, request: api::ShowDeadLetterRequest) -> Result<api::ShowDeadLetterResponse, Error> {
         let api::ShowDeadLetterRequest { name, trigger, main, sub } = request;
+        self.store().linearize().await?;
         self.record(&name)?;
         let at = Rev { main, sub };
         let found = self.store().dead_letter(&name, &trigger, at).await?;
@@ -74,7 +76,7 @@ impl PluginHost {
     /// else why it was not committed.
     pub async fn drop_dead_letters(&self, request: api::DropDeadLettersRequest) -> Result<api::DropDeadLettersResponse, Error> {
         let api::DropDeadLettersRequest { name, trigger, at, all } = request;
-        let record = self.record(&name)?;
+        let record = self.find(&name).await?;
         if all != at.is_empty() || !all && trigger.is_empty() {
             return Err(Error::Invalid("say which dead letters to drop: a trigger and revisions, or all of them".to_owned()));
         }

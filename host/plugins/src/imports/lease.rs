@@ -1,6 +1,5 @@
 //! `lease`: for tasks. A plugin handles only leases that it granted: revoking another's would delete keys it has no right to.
 
-use super::task::LEASES_MAX;
 use super::types::refusal;
 use crate::bindings::kvasir::plugin::lease::{Host, Status};
 use crate::bindings::kvasir::plugin::types as wit;
@@ -14,20 +13,12 @@ impl Host for Run {
         if let Err(error) = self.leases_allowed() {
             return Ok(Err(error));
         }
-        let store = &self.facts.store;
-        if self.task.as_ref().is_some_and(|task| !task.leases().has_room(|id| !store.lease_exists(id))) {
-            return Ok(Err(wit::Error::Limit(format!("a plugin holds at most {LEASES_MAX} leases; revoke one first"))));
-        }
         let Ok(ttl_s) = i64::try_from(ttl_s) else {
             return Ok(Err(wit::Error::Invalid("the time to live is too long".to_owned())));
         };
         let granted =
             self.facts.store.lease_grant(&self.facts.caller, ttl_s).await.map_err(|error| refusal(&error, "leases", 0));
-        let granted = self.noting(granted);
-        if let (Ok(id), Some(task)) = (&granted, &self.task) {
-            task.leases().add(*id);
-        }
-        Ok(granted.map(|id| id as u64))
+        Ok(self.noting(granted).map(|id| id as u64))
     }
 
     async fn keep_alive(&mut self, id: u64) -> Answer<Status> {
@@ -51,10 +42,6 @@ impl Host for Run {
             Err(error) => return Ok(Err(error)),
         };
         let revoked = self.facts.store.lease_revoke(&self.facts.caller, id).await.map_err(|error| refusal(&error, "leases", 0));
-        // A revoke that failed may be asked for again.
-        if let (Ok(()) | Err(wit::Error::NotFound(_)), Some(task)) = (&revoked, &self.task) {
-            task.leases().remove(id);
-        }
         Ok(self.noting(revoked))
     }
 
@@ -86,8 +73,8 @@ impl Run {
 
     fn own_lease(&self, id: u64) -> Result<i64, wit::Error> {
         self.leases_allowed()?;
-        let own = self.task.as_ref().zip(i64::try_from(id).ok()).filter(|(task, id)| task.leases().holds(*id));
-        own.map(|(_, id)| id).ok_or_else(|| wit::Error::NotFound(format!("{id} is not a lease that this plugin granted")))
+        let own = i64::try_from(id).ok().filter(|id| self.facts.store.lease_is_of(*id, &self.facts.plugin));
+        own.ok_or_else(|| wit::Error::NotFound(format!("{id} is not a lease that this plugin granted")))
     }
 
     fn status(&mut self, found: Result<(i64, i64), kvasir_api::Error>) -> Result<Status, wit::Error> {

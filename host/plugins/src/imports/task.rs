@@ -1,14 +1,12 @@
 //! The task's side of a run: its lock, the locks and leases it took, and its commits.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use kvasir_api::Error;
 use kvasir_api::command::EffectTxn;
 use kvasir_api::limits::EFFECT_LOCK_GUARDS_MAX;
 use kvasir_engine::Caller;
 use kvasir_machine::{EffectReply, Rejection};
-use parking_lot::Mutex;
 
 use crate::bindings::kvasir::plugin::types as wit;
 use crate::held::Held;
@@ -16,44 +14,14 @@ use crate::run::Facts;
 use crate::store::Store;
 use crate::view::View;
 
-/// Leases that a plugin holds at most on this node.
-pub(crate) const LEASES_MAX: usize = 1_024;
 /// Locks that one run holds at most besides its own.
 pub(crate) const LOCKS_MAX: usize = EFFECT_LOCK_GUARDS_MAX - 1;
-
-/// The leases that a plugin granted on this node, over all of its runs.
-#[derive(Clone, Default)]
-pub(crate) struct Leases(Arc<Mutex<BTreeSet<i64>>>);
-
-impl Leases {
-    /// Whether there is room for another, once those that `gone` says have ended are forgotten.
-    pub(crate) fn has_room(&self, gone: impl Fn(i64) -> bool) -> bool {
-        let mut ids = self.0.lock();
-        if ids.len() >= LEASES_MAX {
-            ids.retain(|id| !gone(*id));
-        }
-        ids.len() < LEASES_MAX
-    }
-
-    pub(crate) fn add(&self, id: i64) {
-        self.0.lock().insert(id);
-    }
-
-    pub(crate) fn remove(&self, id: i64) {
-        self.0.lock().remove(&id);
-    }
-
-    pub(crate) fn holds(&self, id: i64) -> bool {
-        self.0.lock().contains(&id)
-    }
-}
 
 /// What a task's run has and a reactor's has not.
 pub(crate) struct Task {
     own: Held,
     more: BTreeMap<u32, Held>,
     next: u32,
-    leases: Leases,
     trigger: String,
     generation: u64,
     owner_epoch: u64,
@@ -61,12 +29,8 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(own: Held, leases: Leases, trigger: String, generation: u64, owner_epoch: u64) -> Self {
-        Self { own, more: BTreeMap::new(), next: 0, leases, trigger, generation, owner_epoch, commits: 0 }
-    }
-
-    pub(crate) fn leases(&self) -> &Leases {
-        &self.leases
+    pub(crate) fn new(own: Held, trigger: String, generation: u64, owner_epoch: u64) -> Self {
+        Self { own, more: BTreeMap::new(), next: 0, trigger, generation, owner_epoch, commits: 0 }
     }
 
     pub(crate) fn fencing_token(&self) -> u64 {
@@ -174,23 +138,5 @@ fn refused(reason: Rejection) -> wit::Error {
         Rejection::TooDeep => wit::Error::Limit("the chain of plugins that write because of each other is too long".to_owned()),
         Rejection::Invalid(why) => wit::Error::Invalid(why),
         Rejection::Refused(error) => super::types::refusal(&error, "the writes", 0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_is_never_forgotten_while_it_lives() {
-        let leases = Leases::default();
-        for id in 1..=LEASES_MAX as i64 {
-            assert!(leases.has_room(|_| false));
-            leases.add(id);
-        }
-        assert!(!leases.has_room(|_| false));
-        assert!(leases.holds(1), "the oldest is still its own");
-        assert!(leases.has_room(|id| id == 7), "one that ended makes room");
-        assert!(leases.holds(1) && !leases.holds(7));
     }
 }

@@ -38,12 +38,12 @@ impl Reactor {
                 let scan = self.scan();
                 let text =
                     format!("changes before revision {} are compacted away: resync at revision {}", record.cursor, scan.at);
-                self.active.board.log.host(&self.active.source(&self.id, 1), "warn", &text);
+                self.active.board.log.host(&self.tenure.source(1), "warn", &text);
                 scan
             }
         };
         self.board.state("lost");
-        let Some(slot) = self.active.slot(false).await else { return Next::End };
+        let Some(slot) = self.tenure.slot(false).await else { return Next::End };
         let caller = self.active.caller(1);
         let page = match self.active.store.scan(&caller, &self.keys, at, after.as_ref(), RESYNC_ENTRIES, false).await {
             Ok(page) => page,
@@ -66,9 +66,8 @@ impl Reactor {
             last: !page.more,
         };
         let attempts = attempts + 1;
-        let source = self.active.source(&self.id, attempts);
-        let mut ended =
-            self.active.run(&self.board, slot, source.clone(), 1, self.active.store.revision(), Input::Resync(input)).await;
+        let source = self.tenure.source(attempts);
+        let mut ended = self.tenure.run(slot, source.clone(), 1, self.active.store.revision(), Input::Resync(input)).await;
         let again = |attempts| Scan { at, after: after.clone(), attempts };
         if ended.answer == Answer::Ok {
             let revision = ended.view.revision();
@@ -94,7 +93,7 @@ impl Reactor {
                 Landed::Next(next) => next,
             };
         }
-        if self.active.cancel.is_cancelled() {
+        if self.tenure.is_over() {
             return Next::End;
         }
         if let (Answer::Retry(_), Some(trouble)) = (&ended.answer, &ended.trouble) {
@@ -122,6 +121,6 @@ impl Reactor {
             return Next::End;
         }
         self.board.state("backoff");
-        if self.active.sleep(backoff(&failure, attempts)).await == Wait::Cancelled { Next::End } else { Next::Go }
+        if self.tenure.sleep(backoff(&failure, attempts)).await == Wait::Cancelled { Next::End } else { Next::Go }
     }
 }
