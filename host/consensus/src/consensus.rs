@@ -30,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::blocking;
 use crate::checkpoint;
 use crate::clock::Clock;
 use crate::fatal::Fatal;
@@ -42,6 +43,7 @@ use crate::log::LogStore;
 use crate::machine::{Machine, Shared, applied_from, is_learner};
 use crate::members::{self, Change, Members};
 use crate::membership::{Member, MemberInfo};
+use crate::mutant::Mutant;
 use crate::options::{Boot, ConsensusOptions, StartError};
 use crate::peer::{Alone, PeerDoor, Peers, Running};
 use crate::proposed::Proposed;
@@ -108,7 +110,9 @@ fn open(options: &ConsensusOptions, fatal: &Fatal) -> Result<Storage, StartError
     let opened = open_store(options, &folder, &log, store_options)?;
     // Before the identity is written: a folder that has one is a folder whose log has begun.
     log.begin().map_err(|source| StorageError::io(&folder.log_dir(), "begin the raft log", source))?;
-    opened.store.follow_log(&log);
+    if options.mutant != Mutant::CheckpointAheadOfLog {
+        opened.store.follow_log(&log);
+    }
     let given = match options.peers.as_ref().map(|peers| &peers.boot) {
         Some(Boot::Join { node_id, cluster_id }) => Some(Identity { node_id: *node_id, cluster_id: *cluster_id }),
         Some(Boot::Alone | Boot::Static(_)) | None => None,
@@ -182,7 +186,7 @@ impl Consensus {
         let config = config(&options)?;
         let fatal = Fatal::new();
         let (opening, raising) = (options.clone(), fatal.clone());
-        let storage = tokio::task::spawn_blocking(move || open(&opening, &raising))
+        let storage = blocking(options.disk.driver().is_some(), move || open(&opening, &raising))
             .await
             .map_err(|error| StartError::Raft(error.to_string()))??;
         let Storage { folder, identity, log, opened } = storage;
@@ -205,8 +209,9 @@ impl Consensus {
             node_id: identity.node_id,
             waiting: Waiting::new(std::time::SystemTime::now()),
             tail_bytes_max: limits::TAIL_BYTES_MAX,
+            mutant: options.mutant,
         });
-        let log_store = LogStore::new(log.clone(), fatal);
+        let log_store = LogStore::new(log.clone(), fatal).with(options.mutant);
         let network = options.peers.as_ref().map_or_else(|| Arc::new(Alone) as _, |peers| Arc::clone(&peers.network));
         let machine = Machine { shared: Arc::clone(&shared), publish };
         let peers = Peers::new(network, Arc::clone(&shared));
@@ -612,7 +617,7 @@ impl Consensus {
         }
         let (store, log) = (inner.shared.store.clone(), inner.log.clone());
         let healthy = !inner.shared.fatal.is_raised();
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = blocking(store.is_driven(), move || {
             // Closing the store makes the last checkpoint, which waits for the log: the log goes second.
             if let Err(error) = store.close()
                 && healthy

@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** this crate alone imports openraft, and nothing of openraft appears in its interface.
 
+mod blocking;
 mod checkpoint;
 mod clock;
 mod consensus;
@@ -19,6 +20,7 @@ mod log;
 mod machine;
 mod members;
 mod membership;
+mod mutant;
 mod options;
 mod peer;
 mod proposed;
@@ -28,10 +30,13 @@ mod snapshot;
 mod standing;
 mod status;
 
+pub use blocking::blocking;
 pub use clock::{Clock, WallClock};
 pub use consensus::Consensus;
 pub use identity::{cluster_id, node_id};
 pub use membership::{Member, MemberInfo};
+#[doc(hidden)]
+pub use mutant::Mutant;
 pub use options::{Boot, ConsensusOptions, PeerOptions, StartError};
 pub use peer::{Attendant, PeerDoor};
 pub use publish::{Publish, Published};

@@ -20,9 +20,11 @@ use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::blocking::blocking;
 use crate::fatal::Fatal;
 use crate::kinds::{Entry, Kinds, LogId, Payload, Vote, log_id_from, log_id_into, vote_from, vote_into};
 use crate::membership;
+use crate::mutant::Mutant;
 use crate::proposed::Proposed;
 use recent::Recent;
 
@@ -37,11 +39,16 @@ pub(crate) struct LogStore {
     log: Log,
     recent: Arc<Mutex<Recent>>,
     fatal: Fatal,
+    mutant: Mutant,
 }
 
 impl LogStore {
     pub(crate) fn new(log: Log, fatal: Fatal) -> Self {
-        Self { log, recent: Arc::new(Mutex::new(Recent::default())), fatal }
+        Self { log, recent: Arc::new(Mutex::new(Recent::default())), fatal, mutant: Mutant::None }
+    }
+
+    pub(crate) fn with(self, mutant: Mutant) -> Self {
+        Self { mutant, ..self }
     }
 
     /// Waits for one of the writer's callbacks.
@@ -63,7 +70,7 @@ impl LogStore {
             return Ok(entries);
         }
         let log = self.log.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking(log.is_driven(), move || {
             log.read_bounded(start..end, READ_BYTES)?.into_iter().map(entry_from).collect::<io::Result<Vec<Entry>>>()
         });
         let entries = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -79,7 +86,7 @@ impl LogStore {
             return Ok(());
         }
         let log = self.log.clone();
-        tokio::task::spawn_blocking(move || log.wait_for_room()).await.map_err(io::Error::other)
+        blocking(log.is_driven(), move || log.wait_for_room()).await
     }
 }
 
@@ -189,6 +196,9 @@ impl RaftLogStorage<Kinds> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        if self.mutant == Mutant::VoteNotPersisted {
+            return Ok(());
+        }
         self.room().await?;
         let (done, written) = oneshot::channel();
         self.log.save_vote(

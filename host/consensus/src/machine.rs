@@ -23,11 +23,13 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapsh
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::blocking::blocking;
 use crate::clock::Clock;
 use crate::fatal::Fatal;
 use crate::forward::Waiting;
 use crate::kinds::{Entry, Kinds, LogId, Payload, SnapshotMeta, StoredMembership, log_id_from, log_id_into};
 use crate::membership::{self, Member, Membership};
+use crate::mutant::Mutant;
 use crate::proposed::Outcome;
 use crate::publish::{Publish, Published};
 use crate::snapshot::{Builder, SnapshotData, Snapshots, meta};
@@ -61,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) waiting: Waiting,
     /// Applying waits while more is applied than the state file has taken in.
     pub(crate) tail_bytes_max: usize,
+    pub(crate) mutant: Mutant,
 }
 
 /// Reads what the state file says it covers.
@@ -82,7 +85,7 @@ impl Shared {
     /// The storage's error, which has been raised as fatal.
     pub(crate) async fn checkpoint(&self) -> io::Result<SnapshotMeta> {
         let store = self.store.clone();
-        let made = tokio::task::spawn_blocking(move || store.checkpoint().map_err(io::Error::from));
+        let made = blocking(store.is_driven(), move || store.checkpoint().map_err(io::Error::from));
         let applied = made.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let covered = applied.and_then(|applied| applied_from(&applied));
         match covered {
@@ -305,7 +308,7 @@ impl RaftStateMachine<Kinds> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let (shared, said) = (Arc::clone(&self.shared), meta.clone());
-        let installed = tokio::task::spawn_blocking(move || shared.install(&said, snapshot)).await;
+        let installed = blocking(self.shared.store.is_driven(), move || shared.install(&said, snapshot)).await;
         let revision = installed.unwrap_or_else(|error| Err(io::Error::other(error))).inspect_err(|error| {
             self.shared.fatal.raise(format!("state file: cannot install a snapshot: {error}"));
         })?;

@@ -13,6 +13,7 @@ use kvasir_transport::Network;
 
 use crate::clock::WallClock;
 use crate::membership::Member;
+use crate::mutant::Mutant;
 use crate::peer::PeerDoor;
 
 /// How consensus is started.
@@ -46,6 +47,9 @@ pub struct ConsensusOptions {
     pub force_new_cluster: bool,
     /// Wall time for stamps; `None` is the system's.
     pub wall_clock: Option<WallClock>,
+    /// A bug that tests put back in.
+    #[doc(hidden)]
+    pub mutant: Mutant,
 }
 
 /// How other members are reached, and let in.
@@ -93,6 +97,7 @@ impl ConsensusOptions {
             peers: None,
             force_new_cluster: false,
             wall_clock: None,
+            mutant: Mutant::None,
         }
     }
 }

@@ -50,8 +50,9 @@ impl Reads {
         let (queue, waiters) = mpsc::channel(READ_QUEUE_MAX);
         let counts = Arc::new(Counts::default());
         let applied = shared.applied_index.subscribe();
+        let policy = shared.mutant.read_policy();
         let leader = network.map(|network| Leader::new(network, shared));
-        tokio::spawn(rounds(Rounds { raft, applied, leader }, waiters, Arc::clone(&counts)));
+        tokio::spawn(rounds(Rounds { raft, policy, applied, leader }, waiters, Arc::clone(&counts)));
         Self { queue, counts }
     }
 
@@ -80,6 +81,7 @@ impl Reads {
 /// What a round needs.
 struct Rounds {
     raft: Raft,
+    policy: ReadPolicy,
     applied: watch::Receiver<u64>,
     leader: Option<Leader>,
 }
@@ -119,7 +121,7 @@ fn answer(waiters: &mut Vec<Waiter>, result: &Result<(), Error>, counts: &Counts
 
 impl Rounds {
     async fn round(&mut self) -> Result<(), Error> {
-        let index = match (read_index(&self.raft).await, &mut self.leader) {
+        let index = match (read_index(&self.raft, self.policy.clone()).await, &mut self.leader) {
             (Err(Error::LeaderChanged | Error::NoLeader), Some(leader)) => leader.read_index().await?,
             (index, _) => index?,
         };
@@ -129,8 +131,8 @@ impl Rounds {
 }
 
 /// The index that a linearizable read has to see, if this node leads.
-async fn read_index(raft: &Raft) -> Result<u64, Error> {
-    let linearizer = raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|error| match error {
+async fn read_index(raft: &Raft, policy: ReadPolicy) -> Result<u64, Error> {
+    let linearizer = raft.get_read_linearizer(policy).await.map_err(|error| match error {
         RaftError::Fatal(_) => Error::Stopped,
         RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
             if forward.leader_id.is_some() {

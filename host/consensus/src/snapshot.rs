@@ -121,6 +121,11 @@ pub(crate) struct SnapshotFile {
 }
 
 impl SnapshotFile {
+    /// Whether reading it never waits.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.disk.driver().is_some()
+    }
+
     /// The file's length. Blocking, but short.
     ///
     /// # Errors
@@ -172,6 +177,11 @@ impl SnapshotData {
         let prepared = store.prepare(path)?;
         let (log_id, membership) = applied_from(prepared.applied())?;
         Ok((meta(log_id, membership), Self { source: Source::Received(Box::new(prepared)) }))
+    }
+
+    /// Whether nothing of it ever waits for a disk.
+    pub(crate) fn is_driven(&self) -> bool {
+        matches!(&self.source, Source::Own(snapshots) if snapshots.disk.driver().is_some())
     }
 
     /// The snapshot as a file with what it covers, to be sent; `None` for one that was received. Blocking.

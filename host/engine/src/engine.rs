@@ -258,7 +258,9 @@ impl Engine {
         }
     }
 
-    pub(crate) fn consensus(&self) -> &Consensus {
+    /// What the engine stands on, for tests that look at its invariants.
+    #[doc(hidden)]
+    pub fn consensus(&self) -> &Consensus {
         &self.inner.consensus
     }
 
@@ -337,6 +339,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
         log: options.log.clone(),
         store: options.store.clone(),
         wall_clock: options.wall_clock.clone(),
+        mutant: options.mutant,
         ..ConsensusOptions::new(options.data_dir.clone(), Arc::clone(&options.disk))
     }
 }

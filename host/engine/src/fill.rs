@@ -13,6 +13,7 @@ use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::TxnRequest;
 use kvasir_api::etcdserverpb::request_op::Request;
 use kvasir_api::limits::RANGE_SLICE_KEYS;
+use kvasir_consensus::blocking;
 use kvasir_machine::{RangeReply, Reply, Rev, TxnReply};
 use kvasir_storage::state::Store;
 use parking_lot::Mutex;
@@ -125,7 +126,7 @@ impl Engine {
         work: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let store = self.consensus().store().clone();
-        match tokio::task::spawn_blocking(move || work(&store)).await {
+        match blocking(store.is_driven(), move || work(&store)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.disk_fault(&error)),
             Err(error) => Err(Error::Internal(error.to_string())),
@@ -145,7 +146,7 @@ impl Engine {
     ) -> Result<T, Error> {
         self.stored(revision).await?;
         let store = self.consensus().store().clone();
-        let done = tokio::task::spawn_blocking(move || work(&mut |rev| fetch(&store, rev)));
+        let done = blocking(store.is_driven(), move || work(&mut |rev| fetch(&store, rev)));
         match done.await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(Unfetched::Compacted)) => Err(Error::Compacted),

@@ -7,6 +7,7 @@
 
 use kvasir_api::Error;
 use kvasir_api::etcdserverpb::{HashKvRequest, HashKvResponse, HashRequest, HashResponse, RangeRequest};
+use kvasir_consensus::blocking;
 
 use crate::authorise;
 use crate::caller::Caller;
@@ -42,7 +43,7 @@ impl Engine {
         let all = bytes::Bytes::from_static(b"\0");
         let range = RangeRequest { key: all.clone(), range_end: all, revision: at, ..RangeRequest::default() };
         let found = self.read(caller.tenant, &range).await?;
-        let hash = tokio::task::spawn_blocking(move || {
+        let hash = blocking(self.consensus().store().is_driven(), move || {
             let mut hash = Fnv::new();
             for item in found.items {
                 let kv = item.into_key_value();

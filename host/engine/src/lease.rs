@@ -23,6 +23,7 @@ use kvasir_api::etcdserverpb::{
     LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use kvasir_api::limits::{LEASE_RENEW_BATCH_MAX, LEASE_RENEW_QUEUE_MAX, LEASE_REVOKE_BATCH_MAX, LEASE_TTL_MAX_S};
+use kvasir_consensus::Mutant;
 use kvasir_machine::Reply;
 use tokio::sync::{mpsc, oneshot};
 
@@ -292,12 +293,20 @@ pub(crate) async fn expire(engine: Engine) {
 
 /// Proposes one entry of expiries; `true` when there may be more.
 async fn expire_some(engine: &Engine) -> bool {
-    let Some(term) = engine.consensus().leading_term() else { return false };
+    let for_ever = engine.inner().options.mutant == Mutant::RevokeByDeposed;
+    let leading = engine.consensus().leading_term();
+    let Some(term) = (if for_ever { Some(0) } else { leading }) else { return false };
     let ids = engine.consensus().state().read().expired(engine.cluster_ms(), LEASE_REVOKE_BATCH_MAX);
     if ids.is_empty() {
         return false;
     }
-    match engine.propose_in_term(term, Body::LeaseRevoke(LeaseRevoke { ids, expiry_term: term })).await {
+    let revoke = Body::LeaseRevoke(LeaseRevoke { ids, expiry_term: term });
+    let caller = Caller::client();
+    let proposed = match for_ever {
+        false => engine.propose_in_term(term, revoke).await,
+        true => engine.propose_as(revoke, caller.origin, caller.tenant).await,
+    };
+    match proposed {
         Ok(Reply::LeaseRevoke { revoked, .. }) => {
             engine.inner().counters.leases_expired.add(revoked.len() as u64);
             // etcd's counter of revocations has both.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvasir_api::limits;
-use kvasir_consensus::{PeerOptions, WallClock};
+use kvasir_consensus::{Mutant, PeerOptions, WallClock};
 use kvasir_storage::disk::Disk;
 use kvasir_storage::log::LogOptions;
 use kvasir_storage::state::StoreOptions;
@@ -50,6 +50,9 @@ pub struct EngineOptions {
     pub watch_stream_queue_max: usize,
     /// Log entries kept below the last durable checkpoint.
     pub log_keep_entries: u64,
+    /// A bug that tests put back in.
+    #[doc(hidden)]
+    pub mutant: Mutant,
     /// How the raft log is kept.
     pub log: LogOptions,
     /// How the state file is kept.
@@ -81,6 +84,7 @@ impl EngineOptions {
             watch_ring_bytes_max: limits::WATCH_RING_BYTES_MAX,
             watch_stream_queue_max: limits::WATCH_STREAM_QUEUE_MAX,
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
+            mutant: Mutant::None,
             log: LogOptions::default(),
             store: StoreOptions::default(),
             wall_clock: None,

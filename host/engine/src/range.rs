@@ -6,6 +6,7 @@
 use kvasir_api::Error;
 use kvasir_api::etcdserverpb::{RangeRequest, RangeResponse};
 use kvasir_api::limits::{RANGE_RESTARTS_MAX, RANGE_SLICE_KEYS};
+use kvasir_consensus::blocking;
 use kvasir_machine::{Item, RangeReply, check_range};
 
 use crate::authorise;
@@ -62,7 +63,7 @@ impl Engine {
             tokio::task::yield_now().await;
         }
         let reply = if collect.is_long() {
-            let ordered = tokio::task::spawn_blocking(move || collect.finish()).await;
+            let ordered = blocking(self.consensus().store().is_driven(), move || collect.finish()).await;
             ordered.map_err(|error| Error::Internal(error.to_string()))?
         } else {
             collect.finish()

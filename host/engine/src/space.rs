@@ -9,6 +9,7 @@ use kvasir_api::command::Alarm;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::AlarmType;
 use kvasir_api::limits::{DISK_FREE_BYTES_AMPLE, DISK_FREE_BYTES_MIN};
+use kvasir_consensus::blocking;
 
 use crate::caller::Caller;
 use crate::engine::Engine;
@@ -45,14 +46,15 @@ pub(crate) async fn watch(engine: Engine) {
 
 async fn look(engine: &Engine) {
     let consensus = engine.consensus().clone();
-    let Ok(Some(free_bytes)) = tokio::task::spawn_blocking(move || consensus.free_bytes()).await else { return };
+    let driven = consensus.store().is_driven();
+    let Ok(Some(free_bytes)) = blocking(driven, move || consensus.free_bytes()).await else { return };
     let room = room(free_bytes);
     if room == Room::Little {
         raise(engine, free_bytes).await;
     }
     let consensus = engine.consensus().clone();
     // Only a panic ends a blocking task early, and that ends the process.
-    let _ = tokio::task::spawn_blocking(move || match room {
+    let _ = blocking(driven, move || match room {
         Room::Little => consensus.drop_ballast(),
         Room::Enough => {}
         Room::Ample => consensus.make_ballast(),

@@ -6,10 +6,12 @@
 //! **Invariant:** nothing above this file touches `std::fs`. A write is durable once `sync_data` of its file returned, a
 //! name once `sync_dir` of its folder did, and neither before.
 
+mod driver;
 mod real;
 mod sim;
 mod slow;
 
+pub use driver::{Driver, Due, Wake, Worker};
 pub use real::RealDisk;
 #[cfg(test)]
 pub(crate) use sim::Random;
@@ -107,6 +109,11 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// # Errors
     /// Whatever the system says.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Who does the work of those who keep files on it; `None` for threads of their own.
+    fn driver(&self) -> Option<Arc<dyn Driver>> {
+        None
+    }
 
     /// Whether the path names something.
     ///

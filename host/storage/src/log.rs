@@ -29,7 +29,7 @@ use crate::thread::OwnThread;
 use crate::{FatalHandler, StorageError};
 use kvasir_api::limits;
 use memory::{Memory, Request, weight};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use preparer::Preparer;
 use record::{HEADER_BYTES, Record};
 use segment::Segment;
@@ -165,12 +165,18 @@ impl Log {
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         });
+        let driver = disk.driver();
         let preparer = Preparer::start(disk, dir.to_path_buf(), found.ready)?;
         let sizes = Sizes { least: room, most: options.segment_bytes };
         let writer = Writer::new(shared.clone(), preparer, sizes, found.active, found.sealed, found.view);
-        let writer = OwnThread::spawn("kvasir-log", move || writer.run())
+        let writer = OwnThread::start(driver, "kvasir-log", writer)
             .map_err(|source| StorageError::io(dir, "start the log's thread", source))?;
         Ok(Log { handle: Arc::new(Handle { shared, options, writer }) })
+    }
+
+    /// Whether its work is done by a driver, so that no call waits.
+    pub fn is_driven(&self) -> bool {
+        self.handle.writer.is_driven()
     }
 
     /// Whether anything was ever durable in this log: an empty one that is begun still has its first record.
@@ -308,13 +314,18 @@ impl Log {
         let shared = self.shared();
         let mut memory = shared.memory.lock();
         while !self.handle.has_room(&memory) {
-            shared.room.wait(&mut memory);
+            self.handle.wait(&shared.room, &mut memory);
         }
     }
 
     /// The newest entry that is durable together with all before it; `None` if there is none.
     pub fn flushed_index(&self) -> Option<u64> {
         self.shared().memory.lock().flushed().checked_sub(1)
+    }
+
+    /// The newest vote that is durable.
+    pub fn flushed_vote(&self) -> Option<Vote> {
+        self.shared().memory.lock().vote_flushed
     }
 
     /// Waits until the entries up to `index` are durable.
@@ -333,7 +344,11 @@ impl Log {
             if memory.closed {
                 return Err(StorageError::Closed.into());
             }
-            self.shared().flushed.wait(&mut memory);
+            if self.handle.writer.is_driven() && memory.queue.is_empty() {
+                let what = format!("entry {index} is not on its way to the disk");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            }
+            self.handle.wait(&self.shared().flushed, &mut memory);
         }
     }
 
@@ -380,6 +395,8 @@ impl Log {
             let _ = done.send(outcome);
         });
         self.call(0, send, |_, done| Ok(request(done)));
+        // A driven writer takes all that is queued in one step.
+        self.handle.writer.help();
         result.recv().unwrap_or_else(|_| Err(StorageError::Closed.into()))
     }
 
@@ -387,7 +404,7 @@ impl Log {
         let shared = self.shared();
         let mut memory = shared.memory.lock();
         while !self.handle.has_room(&memory) {
-            shared.room.wait(&mut memory);
+            self.handle.wait(&shared.room, &mut memory);
         }
         if let Some(error) = memory.refusal() {
             drop(memory);
@@ -399,6 +416,7 @@ impl Log {
                 memory.queue.push_back(request);
                 drop(memory);
                 shared.work.notify_one();
+                self.handle.writer.wake();
             }
             Err((done, error)) => {
                 drop(memory);
@@ -412,6 +430,15 @@ impl Handle {
     fn has_room(&self, memory: &Memory) -> bool {
         memory.refusal().is_some()
             || (memory.queue.len() < self.options.queue_max && memory.queue_bytes < self.options.queue_bytes_max)
+    }
+
+    /// Waits for what the writer tells of, or has it do it.
+    fn wait(&self, told: &Condvar, memory: &mut MutexGuard<'_, Memory>) {
+        if self.writer.is_driven() {
+            MutexGuard::unlocked(memory, || self.writer.help());
+        } else {
+            told.wait(memory);
+        }
     }
 
     fn close(&self) {

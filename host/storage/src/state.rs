@@ -212,6 +212,7 @@ impl Store {
             Ok((state, found.applied))
         });
         let (state, applied) = restored.inspect_err(|_| file.seal())?;
+        let driver = disk.driver();
         let shared = Arc::new(Shared {
             disk,
             path: path.to_path_buf(),
@@ -230,10 +231,15 @@ impl Store {
             file: RwLock::new(Some(file)),
         });
         let writer = writer::Writer::new(shared.clone(), applied.clone());
-        let writer = OwnThread::spawn("kvasir-state", move || writer.run())
+        let writer = OwnThread::start(driver, "kvasir-state", writer)
             .map_err(|source| StorageError::io(path, "start the state file's thread", source))?;
         let store = Store { handle: Arc::new(Handle { shared, writer }) };
         Ok(Opened { store, state, applied })
+    }
+
+    /// Whether its work is done by a driver, so that no call waits.
+    pub fn is_driven(&self) -> bool {
+        self.handle.writer.is_driven()
     }
 
     /// Sets what a checkpoint at index N waits for: that the local log is durable up to N.
@@ -259,8 +265,13 @@ impl Store {
         let wake = was_empty || inner.tail.row_count() >= self.shared().options.commit_rows_max;
         drop(inner);
         if wake {
-            self.shared().work.notify_one();
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        self.shared().work.notify_one();
+        self.handle.writer.wake();
     }
 
     /// Bytes that were pushed and are not in the file yet.
@@ -407,7 +418,7 @@ impl Store {
             inner.tail.delete(revs);
         }
         drop(inner);
-        self.shared().work.notify_one();
+        self.wake();
     }
 
     /// Rows that are still to be deleted: what bounds the caller of [`Store::delete_history`].
@@ -520,7 +531,11 @@ impl Store {
             }
             inner.jobs.push_back(job(answer));
         }
-        self.shared().work.notify_one();
+        self.wake();
+        // A driven writer takes the oldest job in a step.
+        while self.handle.writer.is_driven() && !self.shared().inner.lock().jobs.is_empty() {
+            self.handle.writer.help();
+        }
         result.recv().unwrap_or(Err(StorageError::Closed))
     }
 }

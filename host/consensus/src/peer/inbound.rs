@@ -108,7 +108,7 @@ impl Accept for PeerDoor {
                 Class::Vote => question(raft, from, stream).await,
                 Class::Snapshot => super::snapshot::receive(&raft, &shared, from, stream).await,
                 Class::Forward => crate::forward::serve(&raft, &shared, &gauge, from, stream).await,
-                Class::Read => crate::read::serve(&raft, stream).await,
+                Class::Read => crate::read::serve(&raft, &shared, stream).await,
                 Class::Control => crate::members::serve(&members, attendant, from, stream).await,
             };
             if let Err(error) = served {

@@ -19,6 +19,7 @@ use prost::Message;
 use tokio::time::timeout;
 
 use super::wire::{SnapshotAnswer, SnapshotOffer, WireVote, invalid, message};
+use crate::blocking::blocking;
 use crate::kinds::{Kinds, Vote};
 use crate::machine::{Machine, Shared};
 use crate::snapshot::{Incoming, SnapshotData, SnapshotFile};
@@ -59,7 +60,7 @@ pub(super) async fn send(
 
 async fn transfer(mut stream: Stream, vote: Vote, snapshot: SnapshotData) -> io::Result<Vote> {
     let exported =
-        tokio::task::spawn_blocking(move || snapshot.file()).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        blocking(snapshot.is_driven(), move || snapshot.file()).await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let file = Arc::new(exported?.ok_or_else(|| invalid("a received snapshot is not sent on"))?);
     let length = file.bytes()?;
     let offer = SnapshotOffer::new(&vote, file.meta.last_log_id, length);
@@ -90,7 +91,7 @@ async fn answer(stream: &mut Stream, within: Duration) -> io::Result<SnapshotAns
 
 async fn read(file: &Arc<SnapshotFile>, offset: u64, length: u64) -> io::Result<Vec<Vec<Bytes>>> {
     let file = Arc::clone(file);
-    let read = tokio::task::spawn_blocking(move || {
+    let read = blocking(file.is_driven(), move || {
         let mut pieces = Vec::with_capacity(PIECES_READ);
         let mut at = offset;
         while at < length && pieces.len() < PIECES_READ {
@@ -117,7 +118,7 @@ pub(super) async fn receive(raft: &Raft, shared: &Arc<Shared>, from: u64, mut st
     reply(&mut stream, SnapshotAnswer { vote: None }).await?;
     let file = collect(shared, &mut stream, offer.file_bytes).await?;
     let store = shared.store.clone();
-    let prepared = tokio::task::spawn_blocking(move || SnapshotData::of_file(&store, file.path()));
+    let prepared = blocking(store.is_driven(), move || SnapshotData::of_file(&store, file.path()));
     let (meta, snapshot) = prepared.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
     if meta.last_log_id != Some(last) {
         return Err(invalid("the snapshot does not cover what it was said to cover"));
@@ -137,12 +138,12 @@ async fn reply(stream: &mut Stream, answer: SnapshotAnswer) -> io::Result<()> {
 /// Writes what comes to a file, as much as was offered and not a byte more.
 async fn collect(shared: &Arc<Shared>, stream: &mut Stream, length: u64) -> io::Result<Incoming> {
     let snapshots = Arc::clone(&shared.snapshots);
-    let begun = tokio::task::spawn_blocking(move || snapshots.receive(length));
+    let begun = blocking(shared.store.is_driven(), move || snapshots.receive(length));
     let mut incoming = begun.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
     while incoming.missing() > 0 {
         let next = timeout(PIECE_TIMEOUT, stream.source.next()).await.map_err(|_| late("the leader sends no more"))?;
         let piece = next.map_err(ended)?.ok_or_else(|| invalid("the snapshot ends early"))?;
-        let written = tokio::task::spawn_blocking(move || incoming.write(&piece).map(|()| incoming));
+        let written = blocking(shared.store.is_driven(), move || incoming.write(&piece).map(|()| incoming));
         incoming = written.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
     }
     Ok(incoming)

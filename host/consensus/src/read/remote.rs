@@ -83,13 +83,13 @@ async fn ask(stream: &mut Stream, number: u64) -> Result<Option<u64>, NetworkErr
 ///
 /// # Errors
 /// What the peer sent that is no question.
-pub(crate) async fn serve(raft: &Raft, stream: Stream) -> io::Result<()> {
+pub(crate) async fn serve(raft: &Raft, shared: &Shared, stream: Stream) -> io::Result<()> {
     let Stream { mut sink, mut source } = stream;
     while let Ok(Some(mut question)) = source.next().await {
         let number = question.try_get_u64_le().map_err(invalid)?;
         let mut answer = BytesMut::with_capacity(16);
         answer.put_u64_le(number);
-        if let Ok(index) = read_index(raft).await {
+        if let Ok(index) = read_index(raft, shared.mutant.read_policy()).await {
             answer.put_u64_le(index);
         }
         if sink.send(&mut vec![vec![answer.freeze()]]).await.is_err() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kvasir_api::etcdserverpb::WatchResponse;
 use kvasir_api::limits::{HISTORY_READ_BYTES_MAX, HISTORY_READ_ROWS_MAX, WATCH_CATCH_UP_WATCHERS_MAX};
+use kvasir_consensus::blocking;
 use tokio::sync::Notify;
 
 use super::event::Event;
@@ -209,7 +210,7 @@ async fn read_history(hub: &Hub, behind: &Behind) -> std::io::Result<(Vec<Arc<Ev
     let wanted: Vec<Watcher> = behind.watchers.iter().map(|(_, watcher)| watcher.clone()).collect();
     // Never closed. After a restart every watcher reads history: a few at a time, so that the disk serves others too.
     let _turn = hub.history_reads.acquire().await;
-    let read = tokio::task::spawn_blocking(move || {
+    let read = blocking(store.is_driven(), move || {
         let mut index = Index::default();
         for (place, watcher) in wanted.iter().enumerate() {
             index.insert(watcher.tenant, &watcher.range, place);

@@ -12,7 +12,7 @@ mod random;
 
 pub(crate) use random::Random;
 
-use super::{Disk, DiskFile, DiskLock, PathKind};
+use super::{Disk, DiskFile, DiskLock, Driver, PathKind};
 use image::{Image, Pending};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,12 +88,15 @@ struct SimState {
     next_file: u64,
     random: Random,
     plan: FaultPlan,
+    /// A fault of any plan has struck.
+    struck: bool,
     plan_writes: u64,
     plan_syncs: u64,
     plan_names: u64,
     sync_delay: Duration,
     locks: BTreeSet<PathBuf>,
     free_bytes: u64,
+    driver: Option<Arc<dyn Driver>>,
     /// Operations until the power goes; `None` while it stays.
     power_left: Option<u64>,
 }
@@ -113,12 +116,14 @@ impl SimDisk {
             next_file,
             random: Random::new(seed),
             plan: FaultPlan::default(),
+            struck: false,
             plan_writes: 0,
             plan_syncs: 0,
             plan_names: 0,
             sync_delay: Duration::ZERO,
             locks: BTreeSet::new(),
             free_bytes: 1 << 40,
+            driver: None,
             power_left: None,
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -168,6 +173,12 @@ impl SimDisk {
         self.state.lock().power_left = Some(operations);
     }
 
+    /// Keeps the power on, if it is on still.
+    pub fn keep_power(&self) {
+        let mut state = self.state.lock();
+        state.power_left = state.power_left.filter(|left| *left == 0);
+    }
+
     /// Sets which operations fail from now on.
     pub fn set_faults(&self, plan: FaultPlan) {
         let mut state = self.state.lock();
@@ -185,6 +196,21 @@ impl SimDisk {
     /// What [`Disk::free_bytes`] answers.
     pub fn set_free_bytes(&self, bytes: u64) {
         self.state.lock().free_bytes = bytes;
+    }
+
+    /// Those who keep files on it from now on have no threads: `driver` does their work.
+    pub fn set_driver(&self, driver: Arc<dyn Driver>) {
+        self.state.lock().driver = Some(driver);
+    }
+
+    /// Whether it has lost power.
+    pub fn is_off(&self) -> bool {
+        self.state.lock().power_left == Some(0)
+    }
+
+    /// Whether an operation has failed because a plan said so.
+    pub fn has_failed(&self) -> bool {
+        self.state.lock().struck
     }
 
     /// A file's bytes as a reader sees them.
@@ -298,18 +324,25 @@ impl SimState {
     }
 
     fn write_fault(&mut self, path: &Path) -> Option<Fault> {
-        strike(path, &self.plan.only, &mut self.plan_writes, self.plan.write_nth)
+        let fault = strike(path, &self.plan.only, &mut self.plan_writes, self.plan.write_nth);
+        self.struck |= fault.is_some();
+        fault
     }
 
     fn sync_fault(&mut self, path: &Path) -> Option<Fault> {
-        strike(path, &self.plan.only, &mut self.plan_syncs, self.plan.sync_nth)
+        let fault = strike(path, &self.plan.only, &mut self.plan_syncs, self.plan.sync_nth);
+        self.struck |= fault.is_some();
+        fault
     }
 
     /// Whether a change of a name or a length may go on.
     fn name_change(&mut self, path: &Path) -> io::Result<()> {
         self.power(true)?;
         match strike(path, &self.plan.only, &mut self.plan_names, self.plan.name_nth) {
-            Some(fault) => Err(fault.error()),
+            Some(fault) => {
+                self.struck = true;
+                Err(fault.error())
+            }
             None => Ok(()),
         }
     }
@@ -455,6 +488,10 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         Ok(self.state.lock().free_bytes)
+    }
+
+    fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.state.lock().driver.clone()
     }
 }
 

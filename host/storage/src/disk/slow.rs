@@ -1,6 +1,6 @@
 //! A disk whose syncs take a set time: what group commit is measured on.
 
-use super::{Disk, DiskFile, DiskLock, PathKind};
+use super::{Disk, DiskFile, DiskLock, Driver, PathKind};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,6 +63,10 @@ impl<D: Disk> Disk for SlowDisk<D> {
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         self.inner.free_bytes(dir)
+    }
+
+    fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.inner.driver()
     }
 }
 

@@ -64,6 +64,8 @@ pub(super) struct Memory {
     pub(super) index: Index,
     /// The index after the newest entry that is durable, it and all before it.
     flushed: u64,
+    /// The newest vote that is durable.
+    pub(super) vote_flushed: Option<Vote>,
     in_flight: VecDeque<InFlight>,
     tickets: u64,
 }
@@ -74,6 +76,7 @@ impl Memory {
             view,
             first: index.first().unwrap_or_else(|| view.first()),
             flushed: view.next(),
+            vote_flushed: view.vote,
             index,
             cache_bytes_max,
             ..Self::default()

@@ -5,6 +5,7 @@
 use super::segment::Segment;
 use crate::StorageError;
 use crate::disk::Disk;
+use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,11 +16,28 @@ enum Task {
     Remove(PathBuf),
 }
 
+/// Who does the tasks.
+enum Hands {
+    Thread {
+        tasks: Option<Sender<Task>>,
+        thread: Option<JoinHandle<()>>,
+    },
+    /// Whoever asks: the disk is driven.
+    Own(Mutex<Hand>),
+}
+
+/// What does tasks, one at a time.
+struct Hand {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    made: Sender<Result<Segment, StorageError>>,
+    removing: bool,
+}
+
 /// The writer's end of the thread.
 pub(super) struct Preparer {
-    tasks: Option<Sender<Task>>,
+    hands: Hands,
     ready: Receiver<Result<Segment, StorageError>>,
-    thread: Option<JoinHandle<()>>,
     /// A segment is ready or being made.
     expected: bool,
 }
@@ -34,11 +52,16 @@ impl Preparer {
             let _ = made.send(Ok(segment));
         }
         let at = dir.clone();
+        let driven = disk.driver().is_some();
+        let mut hand = Hand { disk, dir, made, removing: true };
+        if driven {
+            return Ok(Self { hands: Hands::Own(Mutex::new(hand)), ready: results, expected });
+        }
         let thread = std::thread::Builder::new()
             .name("kvasir-log-prep".into())
-            .spawn(move || run(&*disk, &dir, &todo, &made))
+            .spawn(move || todo.iter().for_each(|task| hand.take(task)))
             .map_err(|source| StorageError::io(&at, "start the log's second thread", source))?;
-        Ok(Self { tasks: Some(tasks), ready: results, thread: Some(thread), expected })
+        Ok(Self { hands: Hands::Thread { tasks: Some(tasks), thread: Some(thread) }, ready: results, expected })
     }
 
     /// Asks for a segment, unless one is ready or on its way.
@@ -68,33 +91,37 @@ impl Preparer {
     }
 
     fn send(&self, task: Task) {
-        if let Some(tasks) = &self.tasks {
+        match &self.hands {
             // Fails only if the thread is gone, and then `take` reports it.
-            let _ = tasks.send(task);
+            Hands::Thread { tasks: Some(tasks), .. } => drop(tasks.send(task)),
+            Hands::Thread { tasks: None, .. } => {}
+            Hands::Own(hand) => hand.lock().take(task),
         }
     }
 }
 
 impl Drop for Preparer {
     fn drop(&mut self) {
-        self.tasks = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Hands::Thread { tasks, thread } = &mut self.hands {
+            *tasks = None;
+            if let Some(thread) = thread.take() {
+                let _ = thread.join();
+            }
         }
     }
 }
 
-fn run(disk: &dyn Disk, dir: &std::path::Path, todo: &Receiver<Task>, made: &Sender<Result<Segment, StorageError>>) {
-    let mut removing = true;
-    while let Ok(task) = todo.recv() {
+impl Hand {
+    fn take(&mut self, task: Task) {
         match task {
             Task::Prepare { number, capacity } => {
-                let _ = made.send(Segment::create(disk, dir, number, capacity));
+                // Nobody waits for it once the log is closed.
+                let _ = self.made.send(Segment::create(&*self.disk, &self.dir, number, capacity));
             }
-            Task::Remove(path) if removing => {
-                if let Err(error) = disk.remove(&path).and_then(|()| disk.sync_dir(dir)) {
+            Task::Remove(path) if self.removing => {
+                if let Err(error) = self.disk.remove(&path).and_then(|()| self.disk.sync_dir(&self.dir)) {
                     // A gap would be damage; files left over are not.
-                    removing = false;
+                    self.removing = false;
                     tracing::warn!(path = %path.display(), %error, "cannot remove a purged log segment; it is kept until the next start");
                 }
             }

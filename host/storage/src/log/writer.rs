@@ -12,6 +12,8 @@ use super::segment::{SEGMENT_HEADER_BYTES, Segment};
 use super::view::View;
 use super::{Done, LogId, Shared};
 use crate::StorageError;
+use crate::disk::Due;
+use crate::thread::Work;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -75,41 +77,38 @@ impl Writer {
         Self { shared, preparer, sizes, active, next_number, view, buffer: Vec::new() }
     }
 
-    /// Serves requests until the log is closed.
-    pub(super) fn run(mut self) {
-        loop {
-            let (requests, committed, ticket, last_round) = {
-                let mut memory = self.shared.memory.lock();
-                while memory.queue.is_empty() && !memory.closing {
-                    self.shared.work.wait(&mut memory);
-                }
-                let requests: Vec<Request> = memory.queue.drain(..).collect();
-                memory.queue_bytes = 0;
-                let dirty = std::mem::take(&mut memory.committed_dirty);
-                let committed = memory.view.committed.filter(|_| dirty);
-                (requests, committed, memory.ticket(), memory.closing)
-            };
-            self.shared.room.notify_all();
-            let failed = self.shared.memory.lock().failed.clone();
-            let result = match failed {
-                Some(error) => Err(error),
-                None => self.write_batch(&requests, committed, ticket, last_round),
-            };
-            if let Err(error) = &result {
-                self.shared.poison(error);
-            }
-            let answer = |done: Done| done(result.as_ref().map(|_| ()).map_err(|error| error.clone().into()));
-            requests.into_iter().map(Request::into_done).for_each(answer);
-            if last_round {
-                let mut memory = self.shared.memory.lock();
-                if memory.queue.is_empty() {
-                    memory.closed = true;
-                    drop(memory);
-                    self.shared.flushed.notify_all();
-                    return;
-                }
-            }
+    /// Serves all that is queued; `true` once the log is closed and this was the last.
+    fn round(&mut self) -> bool {
+        let (requests, committed, ticket, last_round) = {
+            let mut memory = self.shared.memory.lock();
+            let requests: Vec<Request> = memory.queue.drain(..).collect();
+            memory.queue_bytes = 0;
+            let dirty = std::mem::take(&mut memory.committed_dirty);
+            let committed = memory.view.committed.filter(|_| dirty);
+            (requests, committed, memory.ticket(), memory.closing)
+        };
+        self.shared.room.notify_all();
+        let failed = self.shared.memory.lock().failed.clone();
+        let result = match failed {
+            Some(error) => Err(error),
+            None => self.write_batch(&requests, committed, ticket, last_round),
+        };
+        if let Err(error) = &result {
+            self.shared.poison(error);
         }
+        let answer = |done: Done| done(result.as_ref().map(|_| ()).map_err(|error| error.clone().into()));
+        requests.into_iter().map(Request::into_done).for_each(answer);
+        if !last_round {
+            return false;
+        }
+        let mut memory = self.shared.memory.lock();
+        if memory.queue.is_empty() {
+            memory.closed = true;
+            drop(memory);
+            self.shared.flushed.notify_all();
+            return true;
+        }
+        false
     }
 
     fn write_batch(
@@ -178,6 +177,7 @@ impl Writer {
         }
         if flushed {
             memory.set_flushed(ticket);
+            memory.vote_flushed = self.view.vote;
         }
         let removed = match &self.active {
             Some(active) if synced => memory.index.take_purged(self.view.first(), active.segment.number),
@@ -276,6 +276,34 @@ impl Writer {
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         }
         Ok(active.synced > SEGMENT_HEADER_BYTES)
+    }
+}
+
+impl Work for Writer {
+    /// Serves requests until the log is closed.
+    fn run(mut self) {
+        loop {
+            {
+                let mut memory = self.shared.memory.lock();
+                while memory.queue.is_empty() && !memory.closing {
+                    self.shared.work.wait(&mut memory);
+                }
+            }
+            if self.round() {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Due {
+        let idle = {
+            let memory = self.shared.memory.lock();
+            memory.queue.is_empty() && !memory.closing
+        };
+        if idle {
+            return Due::Woken;
+        }
+        if self.round() { Due::Never } else { Due::Woken }
     }
 }
 

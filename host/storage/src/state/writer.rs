@@ -5,8 +5,10 @@
 
 use super::file::StateFile;
 use super::transfer::Prepared;
-use super::{Answer, Applied, Job, Shared};
+use super::{Answer, Applied, Inner, Job, Shared};
 use crate::StorageError;
+use crate::disk::Due;
+use crate::thread::Work;
 use redb::ReadableDatabase;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,29 +37,31 @@ impl Writer {
         Self { shared, applied, dirty_since: None, dirty_bytes: 0, waiting_since: None }
     }
 
-    /// Serves until the store is closed or fails.
-    pub(super) fn run(mut self) {
-        loop {
-            let done = match self.next_task() {
-                Task::Move => self.move_slice().map(drop),
-                Task::Checkpoint => self.checkpoint(),
-                Task::Job(job) => self.run_job(job),
-                Task::Close => {
-                    let result = self.move_all().and_then(|()| match self.dirty_since {
-                        Some(_) => self.checkpoint(),
-                        None => Ok(()),
-                    });
-                    if let Err(error) = result {
-                        self.fail(&error);
-                    }
-                    break;
+    /// Does a task; `true` if it was the last one.
+    fn turn(&mut self, task: Task) -> bool {
+        let done = match task {
+            Task::Move => self.move_slice().map(drop),
+            Task::Checkpoint => self.checkpoint(),
+            Task::Job(job) => self.run_job(job),
+            Task::Close => {
+                let result = self.move_all().and_then(|()| match self.dirty_since {
+                    Some(_) => self.checkpoint(),
+                    None => Ok(()),
+                });
+                if let Err(error) = result {
+                    self.fail(&error);
                 }
-            };
-            if let Err(error) = done {
-                self.fail(&error);
-                break;
+                return true;
             }
+        };
+        if let Err(error) = &done {
+            self.fail(error);
         }
+        done.is_err()
+    }
+
+    /// Lets go of the file, and refuses what still waits.
+    fn end(&mut self) {
         // Whoever closes the store may let go of the folder next: nothing is written after that.
         if let Some(file) = self.shared.file.write().take() {
             file.close();
@@ -70,32 +74,38 @@ impl Writer {
         jobs.into_iter().for_each(|job| job.refuse(error.clone()));
     }
 
-    fn next_task(&mut self) -> Task {
+    /// What is to be done now, or when there will be something.
+    fn next_task(&mut self, inner: &mut Inner) -> Result<Task, Option<Instant>> {
         let options = &self.shared.options;
-        let mut inner = self.shared.inner.lock();
+        if let Some(job) = inner.jobs.pop_front() {
+            return Ok(Task::Job(job));
+        }
+        if inner.closing {
+            return Ok(Task::Close);
+        }
+        let now = Instant::now();
+        // Before the moves: under load there is always something to move.
+        let checkpoint = self.dirty_since.map(|since| since + options.checkpoint_interval);
+        if checkpoint.is_some_and(|due| due <= now) || self.dirty_bytes >= options.checkpoint_bytes {
+            return Ok(Task::Checkpoint);
+        }
+        let moving = (!inner.tail.is_empty()).then(|| *self.waiting_since.get_or_insert(now) + options.commit_linger);
+        if inner.tail.deletes_due() || inner.tail.row_count() >= options.commit_rows_max || moving.is_some_and(|due| due <= now)
+        {
+            return Ok(Task::Move);
+        }
+        Err([moving, checkpoint].into_iter().flatten().min())
+    }
+
+    /// Waits until there is something to do.
+    fn wait_for_task(&mut self) -> Task {
+        let shared = Arc::clone(&self.shared);
+        let mut inner = shared.inner.lock();
         loop {
-            if let Some(job) = inner.jobs.pop_front() {
-                return Task::Job(job);
-            }
-            if inner.closing {
-                return Task::Close;
-            }
-            let now = Instant::now();
-            // Before the moves: under load there is always something to move.
-            let checkpoint = self.dirty_since.map(|since| since + options.checkpoint_interval);
-            if checkpoint.is_some_and(|due| due <= now) || self.dirty_bytes >= options.checkpoint_bytes {
-                return Task::Checkpoint;
-            }
-            let moving = (!inner.tail.is_empty()).then(|| *self.waiting_since.get_or_insert(now) + options.commit_linger);
-            if inner.tail.deletes_due()
-                || inner.tail.row_count() >= options.commit_rows_max
-                || moving.is_some_and(|due| due <= now)
-            {
-                return Task::Move;
-            }
-            match [moving, checkpoint].into_iter().flatten().min() {
-                Some(due) => drop(self.shared.work.wait_until(&mut inner, due)),
-                None => self.shared.work.wait(&mut inner),
+            match self.next_task(&mut inner) {
+                Ok(task) => return task,
+                Err(Some(due)) => drop(shared.work.wait_until(&mut inner, due)),
+                Err(None) => shared.work.wait(&mut inner),
             }
         }
     }
@@ -209,6 +219,32 @@ impl Writer {
         if let Some(on_fatal) = &self.shared.options.on_fatal {
             on_fatal(error);
         }
+    }
+}
+
+impl Work for Writer {
+    /// Serves until the store is closed or fails.
+    fn run(mut self) {
+        loop {
+            let task = self.wait_for_task();
+            if self.turn(task) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn step(&mut self) -> Due {
+        let shared = Arc::clone(&self.shared);
+        let task = match self.next_task(&mut shared.inner.lock()) {
+            Ok(task) => task,
+            Err(due) => return due.map_or(Due::Woken, Due::At),
+        };
+        if self.turn(task) {
+            self.end();
+            return Due::Never;
+        }
+        Due::Now
     }
 }
 
