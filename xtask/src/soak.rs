@@ -1,7 +1,8 @@
 //! `cargo xtask soak`: the long runs of what the tests run briefly.
 //!
 //! The same test executables run with larger numbers, which they take from the environment: `KVASIR_KILL_ROUNDS`,
-//! `KVASIR_POWER_SEEDS`, `KVASIR_POWER_SECONDS`, and those of `tests/tests/cluster/main.rs`.
+//! `KVASIR_POWER_SEEDS`, `KVASIR_POWER_SECONDS`, `KVASIR_SIMULATION_SEEDS`, `KVASIR_SIMULATION_SECONDS`, and those of
+//! `tests/tests/cluster/main.rs`.
 //!
 //! **Invariant:** a soak that was asked for and did not run fails.
 
@@ -23,7 +24,7 @@ struct Soak {
     environment: &'static [(&'static str, &'static str)],
 }
 
-const SOAKS: [Soak; 6] = [
+const SOAKS: [Soak; 7] = [
     Soak {
         name: "kill",
         what: "kill -9 at random points under load, 300 rounds",
@@ -38,6 +39,13 @@ const SOAKS: [Soak; 6] = [
         filter: "",
         // The seeds decide when it ends, not the time.
         environment: &[("KVASIR_POWER_SEEDS", "20000"), ("KVASIR_POWER_SECONDS", "0")],
+    },
+    Soak {
+        name: "simulation",
+        what: "clusters in simulation, 20,000 seeds",
+        test: "simulation",
+        filter: "",
+        environment: &[("KVASIR_SIMULATION_SEEDS", "20000"), ("KVASIR_SIMULATION_SECONDS", "0")],
     },
     Soak {
         name: "nemesis",

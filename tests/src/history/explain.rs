@@ -3,6 +3,8 @@
 //! This is strict serializability of the whole store, and cheap, because revisions say the order: each request is executed by the
 //! naive model at its place, and places are compared with the times of calls and answers.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kvasir_api::mvccpb::Event;
 
 use super::model::{Keys, bare};
@@ -61,9 +63,20 @@ struct Search<'a> {
     places: Vec<Option<Place>>,
     ended: Vec<(i64, i64)>,
     /// Operations by the revision in their answer.
-    answered: std::collections::BTreeMap<i64, Vec<usize>>,
-    /// Requests of unknown fate that may still explain a revision.
+    answered: BTreeMap<i64, Vec<usize>>,
+    /// Requests of unknown fate, as they were sent.
     unknown: Vec<usize>,
+    /// Revisions that nobody was told of, and what each may come from.
+    anonymous: Vec<(i64, Vec<Cause>)>,
+}
+
+/// What may have made a revision that nobody was told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Cause {
+    /// A request of unknown fate.
+    Request(usize),
+    /// The end of a lease.
+    End(i64),
 }
 
 /// Explains each revision and each answer.
@@ -81,8 +94,9 @@ pub fn explain(
         operations,
         places: vec![None; operations.len()],
         ended: Vec::new(),
-        answered: std::collections::BTreeMap::new(),
+        answered: BTreeMap::new(),
         unknown: Vec::new(),
+        anonymous: Vec::new(),
     };
     for (nth, operation) in operations.iter().enumerate() {
         match &operation.outcome {
@@ -100,60 +114,132 @@ pub fn explain(
     }
     // Of two that would do as well, the one that was sent first.
     search.unknown.sort_by_key(|nth| operations[*nth].called);
+    let known_at = search.known_at(timeline);
+    let attached = last_attached(timeline);
     let mut keys = Keys::default();
     search.readers(EMPTY, &keys)?;
     for (revision, events) in timeline.revisions() {
-        search.maker(revision, events, &keys, &foreign)?;
+        if !search.maker(revision, events, &keys)? {
+            search.causes(revision, events, &keys, known_at.get(&revision).copied(), &attached);
+        }
         for event in events {
             keys.follow(event, revision);
         }
         search.readers(revision, &keys)?;
     }
+    search.match_anonymous(timeline, foreign)?;
     search.past_reads(timeline)?;
     search.real_time()?;
     Ok(Explained { places: search.places, ended: search.ended })
 }
 
 impl Search<'_> {
-    /// Finds the request that made a revision.
-    fn maker(
-        &mut self,
-        revision: i64,
-        events: &[Event],
-        before: &Keys,
-        foreign: &impl Fn(&[Event]) -> bool,
-    ) -> Result<(), Violation> {
-        let candidates = self.answered.get(&revision).cloned().unwrap_or_default();
+    /// When somebody first knew that a revision was there: who is sent later did not make it.
+    fn known_at(&self, timeline: &Timeline) -> BTreeMap<i64, u64> {
+        let mut known = BTreeMap::new();
+        let mut first = u64::MAX;
+        for revision in (EMPTY..=timeline.last()).rev() {
+            for nth in self.answered.get(&revision).into_iter().flatten() {
+                first = first.min(self.operations[*nth].answered_at().unwrap_or(u64::MAX));
+            }
+            known.insert(revision, first);
+        }
+        known
+    }
+
+    /// Finds the request that was told that it made a revision; `false` if nobody was.
+    fn maker(&mut self, revision: i64, events: &[Event], before: &Keys) -> Result<bool, Violation> {
         let mut maker: Option<usize> = None;
-        for nth in candidates {
+        for nth in self.answered.get(&revision).cloned().unwrap_or_default() {
             let (made, response) = before.clone().execute(&self.operations[nth].request, revision);
             if made.is_empty() || !self.fits(nth, response.as_ref()) {
                 continue;
             }
             if made != events {
+                // Of a request whose answer says nothing, it may have come after.
+                if response.is_none() {
+                    continue;
+                }
                 let how = format!("{} was told revision {revision}, which is {events:?}", show(&self.operations[nth]));
                 return Err(lost(how));
             }
-            // The same delete of two clients: one of them has found nothing.
-            if let Some(other) = maker {
-                let both = [&self.operations[other], &self.operations[nth]].map(show);
-                return Err(origin(format!("revision {revision} was given to two requests: {}; {}", both[0], both[1])));
+            match maker {
+                // As above.
+                Some(_) if response.is_none() => {}
+                Some(other) if self.says_something(other) => {
+                    let both = [&self.operations[other], &self.operations[nth]].map(show);
+                    return Err(origin(format!("revision {revision} was given to two requests: {}; {}", both[0], both[1])));
+                }
+                _ => maker = Some(nth),
             }
-            maker = Some(nth);
-        }
-        if maker.is_none() {
-            let executed = |nth: &usize| before.clone().execute(&self.operations[*nth].request, revision).0;
-            let found = self.unknown.iter().position(|nth| executed(nth) == events);
-            maker = found.map(|at| self.unknown.remove(at));
         }
         if let Some(nth) = maker {
             self.places[nth] = Some(Place::Made(revision));
-        } else if let Some(lease) = ended_lease(revision, events, before) {
-            self.ended.push((lease, revision));
-        } else if !foreign(events) {
-            return Err(origin(format!("revision {revision} is nobody's request, or half of one: {events:?}")));
+        }
+        Ok(maker.is_some())
+    }
+
+    /// Whether the answer to an operation depends on what it did to the keys.
+    fn says_something(&self, nth: usize) -> bool {
+        !matches!(self.operations[nth].request, Request::Revoke { .. })
+    }
+
+    /// Notes what a revision that nobody was told of may come from.
+    fn causes(&mut self, revision: i64, events: &[Event], before: &Keys, known_at: Option<u64>, attached: &BTreeMap<i64, i64>) {
+        let known_at = known_at.unwrap_or(u64::MAX);
+        let made = |nth: &&usize| {
+            let operation = &self.operations[**nth];
+            operation.called <= known_at && before.clone().execute(&operation.request, revision).0 == events
+        };
+        let mut causes: Vec<Cause> = self.unknown.iter().filter(made).map(|nth| Cause::Request(*nth)).collect();
+        if let Some(lease) = ended_lease(revision, events, before)
+            && attached.get(&lease).is_none_or(|last| *last < revision)
+        {
+            causes.push(Cause::End(lease));
+        }
+        self.anonymous.push((revision, causes));
+    }
+
+    /// Gives each revision that nobody was told of a cause of its own: two deletes may look alike, so that taking the first that
+    /// fits is not enough.
+    fn match_anonymous(&mut self, timeline: &Timeline, foreign: impl Fn(&[Event]) -> bool) -> Result<(), Violation> {
+        let mut taken = BTreeMap::<Cause, usize>::new();
+        for nth in 0..self.anonymous.len() {
+            let mut tried = BTreeSet::new();
+            if !self.augment(nth, &mut taken, &mut tried) {
+                let revision = self.anonymous[nth].0;
+                let events = timeline.at(revision);
+                if !foreign(events) {
+                    return Err(origin(format!("revision {revision} is nobody's request, or half of one: {events:?}")));
+                }
+            }
+        }
+        for (cause, nth) in taken {
+            let revision = self.anonymous[nth].0;
+            match cause {
+                Cause::Request(operation) => self.places[operation] = Some(Place::Made(revision)),
+                Cause::End(lease) => self.ended.push((lease, revision)),
+            }
         }
         Ok(())
+    }
+
+    /// Finds a cause for a revision, and others for those that had it.
+    fn augment(&self, nth: usize, taken: &mut BTreeMap<Cause, usize>, tried: &mut BTreeSet<Cause>) -> bool {
+        for cause in &self.anonymous[nth].1 {
+            if !tried.insert(*cause) {
+                continue;
+            }
+            let free = match taken.get(cause).copied() {
+                None => true,
+                Some(other) => self.augment(other, taken, tried),
+            };
+            if free {
+                taken.insert(*cause, nth);
+                return true;
+            }
+        }
+        false
     }
 
     /// Checks what was answered at a revision by requests that did not make it.
@@ -242,6 +328,17 @@ impl Search<'_> {
         }
         Ok(())
     }
+}
+
+/// The last revision in which a key was attached to a lease: it had not ended before.
+fn last_attached(timeline: &Timeline) -> BTreeMap<i64, i64> {
+    let mut last = BTreeMap::new();
+    for (revision, events) in timeline.revisions() {
+        for kv in events.iter().filter_map(|event| event.kv.as_ref()).filter(|kv| kv.lease != 0) {
+            last.insert(kv.lease, revision);
+        }
+    }
+    last
 }
 
 /// The lease whose end is just this revision.

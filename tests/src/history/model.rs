@@ -23,6 +23,13 @@ pub struct Keys {
     pub(super) live: BTreeMap<Bytes, KeyValue>,
 }
 
+impl FromIterator<KeyValue> for Keys {
+    /// Of what a range of every key shows.
+    fn from_iter<I: IntoIterator<Item = KeyValue>>(kvs: I) -> Self {
+        Self { live: kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect() }
+    }
+}
+
 impl Keys {
     /// Every live key.
     pub fn live(&self) -> &BTreeMap<Bytes, KeyValue> {
