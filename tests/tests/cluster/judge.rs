@@ -1,6 +1,6 @@
 //! After a run: whether everything that clients, watchers and the counting plugin were told is true, and on every member.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kvasir_api::etcdserverpb::{LeaseLeasesRequest, RangeRequest};
@@ -49,7 +49,7 @@ pub(crate) async fn judge(cluster: &Cluster, mut traffic: Traffic, counts: bool)
     let judged = || {
         let explained = history::explain(&operations, &timeline, foreign)?;
         history::linearizable(&without_locks(&operations), Some(&explained))?;
-        history::leases_keep_their_time(&operations, &explained)?;
+        history::leases_keep_their_time(&without_leases_of_locks(&operations, &timeline), &explained)?;
         for watch in &watches {
             history::watched(watch, &timeline, Some(revision))?;
         }
@@ -78,6 +78,19 @@ fn without_locks(operations: &[Operation]) -> Vec<Operation> {
         if matches!(&operation.request, Request::Range(range) if range.key.starts_with(LOCKS.as_bytes())) {
             // Nothing that a search looks at, in the same place.
             (operation.request, operation.outcome) = (Request::KeepAlive { id: 0 }, Outcome::Refused);
+        }
+    }
+    operations
+}
+
+/// The same operations, but for what was asked of leases that held locks: an unlock, which nobody notes, looks as if they had ended.
+fn without_leases_of_locks(operations: &[Operation], timeline: &Timeline) -> Vec<Operation> {
+    let kvs = timeline.revisions().flat_map(|(_, events)| events).filter_map(|event| event.kv.as_ref());
+    let of_locks: BTreeSet<i64> = kvs.filter(|kv| kv.key.starts_with(LOCKS.as_bytes())).map(|kv| kv.lease).collect();
+    let mut operations = operations.to_vec();
+    for operation in &mut operations {
+        if matches!(&operation.request, Request::Grant { id, .. } | Request::KeepAlive { id } if of_locks.contains(id)) {
+            operation.outcome = Outcome::Refused;
         }
     }
     operations
