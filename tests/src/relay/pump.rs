@@ -97,7 +97,7 @@ impl Pump {
     }
 
     /// A packet for `node` has come to its front.
-    fn to_node(pump: &Rc<RefCell<Pump>>, node: usize, source: SocketAddr, packet: &[u8]) {
+    fn arrive(pump: &Rc<RefCell<Pump>>, node: usize, source: SocketAddr, packet: &[u8]) {
         let this = &mut *pump.borrow_mut();
         let (from, place) = {
             let table = this.state.table.lock().unwrap();
@@ -120,7 +120,7 @@ impl Pump {
     }
 
     /// A node has answered a sender.
-    fn to_sender(&mut self, node: usize, sender: SocketAddr, packet: &[u8]) {
+    fn answer(&mut self, node: usize, sender: SocketAddr, packet: &[u8]) {
         let to = self.state.table.lock().unwrap().node_at(sender);
         let target = Target::Sender(Rc::clone(&self.fronts[node]), sender);
         self.forward(Some(node), to, packet, target);
@@ -186,7 +186,7 @@ async fn read_front(pump: Rc<RefCell<Pump>>, node: usize, front: Reader) {
     while front.readable().await.is_ok() {
         for _ in 0..BURST_MAX {
             match front.try_recv_from(&mut buffer) {
-                Ok((length, source)) => Pump::to_node(&pump, node, source, &buffer[..length]),
+                Ok((length, source)) => Pump::arrive(&pump, node, source, &buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // An answer that came too late for its sender; the socket goes on.
                 Err(_) => {}
@@ -201,7 +201,7 @@ async fn read_flow(pump: Rc<RefCell<Pump>>, node: usize, sender: SocketAddr, flo
     while flow.readable().await.is_ok() {
         for _ in 0..BURST_MAX {
             match flow.try_recv(&mut buffer) {
-                Ok(length) => pump.borrow_mut().to_sender(node, sender, &buffer[..length]),
+                Ok(length) => pump.borrow_mut().answer(node, sender, &buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The node is not there (any more): it is a network's right not to care.
                 Err(_) => {}
