@@ -75,13 +75,18 @@ async fn run(network: Arc<dyn Network>, shared: Arc<Shared>, mut outgoing: mpsc:
     let mut link: Option<Link> = None;
     let mut batch = Vec::new();
     let mut frames = Vec::new();
+    let mut standings = shared.standing.changes();
     while outgoing.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let (term, leader) = shared.standing.now();
+        let (term, leader) = *standings.borrow_and_update();
         link = link.filter(|link| leader.is_some_and(|leader| link.is_for(leader, term)));
         if link.is_none()
             && let Some(leader) = leader
         {
-            link = connect(&*network, &shared, leader, term).await;
+            // Whoever leads next is not kept waiting for one that is gone.
+            link = tokio::select! {
+                opened = connect(&*network, &shared, leader, term) => opened,
+                _ = standings.changed() => None,
+            };
         }
         let Some(open) = &mut link else {
             for command in batch.drain(..) {
@@ -95,7 +100,14 @@ async fn run(network: Arc<dyn Network>, shared: Arc<Shared>, mut outgoing: mpsc:
             }
             frames.push(vec![Bytes::copy_from_slice(&command.number.to_le_bytes()), command.bytes]);
         }
-        if !frames.is_empty() && open.sink.send(&mut frames).await.is_err() {
+        if frames.is_empty() {
+            continue;
+        }
+        let sent = tokio::select! {
+            sent = open.sink.send(&mut frames) => sent.is_ok(),
+            _ = standings.changed() => false,
+        };
+        if !sent {
             // Some may have arrived: those who wait learn it from what is applied.
             frames.clear();
             link = None;
