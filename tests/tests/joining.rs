@@ -358,9 +358,6 @@ fn a_static_cluster_bootstraps_with_the_operators_own_certificates_and_reads_the
     ]);
     let d = ["--name", "d", "--initial-cluster-state", "existing", "--listen-peer-urls", &url];
     let d = with_files(d.iter().fold(Node::builder(), |builder, flag| builder.arg(*flag)), &at("d")).start();
-    until("the new member's name and health", || {
-        let rows = status(&d);
-        if row(&rows, "d").is_some_and(|row| row["Health"] == "ok") { Ok(()) } else { Err(format!("{rows:?}")) }
-    });
+    wait_for_voters(&d, &["a", "b", "c", "d"]);
     d.cli(["put", "from", "d"]).ok();
 }

@@ -14,7 +14,7 @@ mod registrar;
 mod rotation;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,8 +23,6 @@ use kvasir_plugins::PluginHost;
 use kvasir_transport::identity::{Authority, CertificateDer, Credentials, Folder, IdentityError, OperatorFiles, fingerprint};
 use kvasir_transport::quic::Quic;
 use tokio::sync::Mutex;
-
-use std::sync::{OnceLock, RwLock};
 
 /// Where the certificates come from.
 #[derive(Debug, Clone)]
@@ -82,19 +80,19 @@ impl Identity {
     }
 
     fn held(&self) -> Held {
-        self.inner.held.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.inner.held.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes up new credentials: for every connection from now on.
     fn hold(&self, credentials: Credentials) -> Result<(), String> {
         self.inner.quic.renew(&credentials).map_err(|error| error.to_string())?;
-        let mut held = self.inner.held.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut held = self.inner.held.write().unwrap_or_else(PoisonError::into_inner);
         held.credentials = Arc::new(credentials);
         Ok(())
     }
 
     fn hold_authorities(&self, authorities: Vec<Arc<Authority>>) {
-        self.inner.held.write().unwrap_or_else(std::sync::PoisonError::into_inner).authorities = authorities;
+        self.inner.held.write().unwrap_or_else(PoisonError::into_inner).authorities = authorities;
     }
 
     /// When this node's certificate ends, in ms since 1970.

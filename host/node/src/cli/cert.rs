@@ -23,7 +23,7 @@ pub(crate) enum Cert {
     /// Prints the names that a member's certificate must carry
     Name(Named),
     /// Makes an authority for certificates of your own: ca.crt and ca.key
-    CreateAuthority(Out_),
+    CreateAuthority(To),
     /// Makes a member's key and certificate with it: node.key, node.crt and ca.crt
     Create(Create),
 }
@@ -47,7 +47,7 @@ pub(crate) struct Named {
 
 /// Where to.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Out_ {
+pub(crate) struct To {
     /// The folder to write to
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
@@ -60,7 +60,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
     #[command(flatten)]
-    to: Out_,
+    to: To,
     #[command(flatten)]
     member: Named,
     /// How long it is good for; nobody renews it for you
@@ -101,7 +101,7 @@ impl Cert {
                     out.line(format!("DNS:{}", name.dns()))?;
                 }
             }
-            Cert::CreateAuthority(Out_ { out: to }) => {
+            Cert::CreateAuthority(To { out: to }) => {
                 is_free(&to, &["ca.crt", "ca.key"])?;
                 let authority = Authority::create(0, SystemTime::now())?;
                 Folder::new(&to).store_authority(&authority)?;

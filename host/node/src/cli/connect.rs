@@ -3,6 +3,7 @@
 //! **Invariant:** nothing is sent twice; a write that timed out is reported as of unknown fate.
 
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -22,6 +23,8 @@ use super::Global;
 /// A node to be reached, and how long to wait for it.
 pub(super) struct Connection {
     endpoints: String,
+    /// The one of them that answered.
+    answered: OnceLock<String>,
     dial_timeout: Duration,
     command_timeout: Duration,
 }
@@ -38,6 +41,7 @@ impl Connection {
     pub(super) fn new(global: &Global) -> Connection {
         Connection {
             endpoints: global.endpoints.clone(),
+            answered: OnceLock::new(),
             dial_timeout: global.dial_timeout,
             command_timeout: global.command_timeout,
         }
@@ -46,7 +50,7 @@ impl Connection {
     /// Another node, with the same patience.
     pub(super) fn elsewhere(&self, endpoints: String) -> Connection {
         let Connection { dial_timeout, command_timeout, .. } = *self;
-        Connection { endpoints, dial_timeout, command_timeout }
+        Connection { endpoints, answered: OnceLock::new(), dial_timeout, command_timeout }
     }
 
     clients! {
@@ -71,11 +75,20 @@ impl Connection {
         }
     }
 
+    /// The endpoint that was connected to, as the user gave it; all of them before.
+    pub(super) fn endpoint(&self) -> &str {
+        self.answered.get().unwrap_or(&self.endpoints)
+    }
+
     async fn channel(&self) -> anyhow::Result<Channel> {
         let mut last = anyhow!("no address is given");
         for address in self.endpoints.split(',').map(str::trim).filter(|address| !address.is_empty()) {
             match self.dial(address).await {
-                Ok(channel) => return Ok(channel),
+                Ok(channel) => {
+                    // A verb that connects twice finds the same one unless it has just gone.
+                    let _ = self.answered.set(address.to_owned());
+                    return Ok(channel);
+                }
                 Err(error) => last = error,
             }
         }

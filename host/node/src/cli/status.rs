@@ -38,7 +38,7 @@ pub(super) async fn status(connection: &Connection, out: &mut Out) -> anyhow::Re
     });
     let rows = with_lag(join_all(asked).await);
     if out.json_wanted() {
-        write_json(&rows, out)?
+        write_json(&rows, (this.node_id, connection.endpoint()), out)?
     } else {
         write_screen(&this, &rows, out)?
     }
@@ -185,7 +185,8 @@ fn write_screen<W: std::io::Write>(this: &NodeStatusResponse, rows: &[Row], out:
     Ok(())
 }
 
-fn write_json(rows: &[Row], out: &mut Out) -> anyhow::Result<()> {
+/// `here` is the member that was asked first, and its endpoint as it was given.
+fn write_json(rows: &[Row], here: (u64, &str), out: &mut Out) -> anyhow::Result<()> {
     let row = |row: &Row| {
         let status = row.answer.as_ref().ok().map(|answer| {
             json!({
@@ -213,7 +214,7 @@ fn write_json(rows: &[Row], out: &mut Out) -> anyhow::Result<()> {
             })
         });
         json!({
-            "Endpoint": row.member.client_urls.first(),
+            "Endpoint": if row.member.id == here.0 { Some(here.1) } else { row.member.client_urls.first().map(String::as_str) },
             "ID": row.member.id,
             "Name": row.member.name,
             "Role": row.role(),

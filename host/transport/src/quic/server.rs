@@ -21,9 +21,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
             incoming = inner.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        // Under pressure an address must show first that it receives what is sent to it: one small packet each way.
-        let pressed = handshakes.available_permits() < inner.options.handshakes_max / 2;
-        if pressed && !incoming.remote_address_validated() && incoming.may_retry() {
+        // An address shows first that it receives what is sent to it: until then it costs one small packet, smaller than its own. A
+        // round trip more is nothing to connections that last.
+        if !incoming.remote_address_validated() && incoming.may_retry() {
             let _ = incoming.retry();
             continue;
         }

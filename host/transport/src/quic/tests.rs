@@ -339,7 +339,7 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_that_has_not_shown_itself_is_sent_at_most_three_times_what_came_from_it() {
+async fn an_address_that_has_not_shown_itself_is_sent_less_than_came_from_it() {
     let authority = authority();
     let short = QuicOptions { connect_timeout: Duration::from_millis(700), ..options() };
     let server = node(&credentials(&authority, CLUSTER, 2, SystemTime::now()), short);
@@ -366,7 +366,7 @@ async fn an_address_that_has_not_shown_itself_is_sent_at_most_three_times_what_c
     });
     let received = received.await.unwrap();
     assert!(received > 0, "the server did not take it for a handshake");
-    assert!(received <= 3 * sent, "{received} bytes for {sent}");
+    assert!(received <= sent, "{received} bytes for {sent}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
