@@ -67,7 +67,8 @@ pub(crate) async fn befall(cluster: &Cluster, links: &Links, random: &mut Random
                 links.cut(id, other);
                 tally.cuts += 1;
             }
-            58..64 => {
+            58..61 => usurp(cluster, links, &ids, tally),
+            61..66 => {
                 // It hears nobody, or nobody hears it.
                 let deaf = random.chance(50);
                 for other in ids.iter().filter(|other| **other != id) {
@@ -75,7 +76,7 @@ pub(crate) async fn befall(cluster: &Cluster, links: &Links, random: &mut Random
                 }
                 tally.cuts += 1;
             }
-            64..82 => links.mend(),
+            66..82 => links.mend(),
             82..90 => links.set_weather(weather(random)),
             90..94 => links.set_weather(FAIR),
             _ => cluster.set_pace(pace(random)),
@@ -92,6 +93,22 @@ pub(crate) fn restart_some(cluster: &Cluster, random: &mut Random, percent: u64)
             cluster.start(id);
         }
     }
+}
+
+/// The leader is cut off, and all others restart at that moment: inside of its lease, of which they know nothing any more.
+fn usurp(cluster: &Cluster, links: &Links, ids: &[u64], tally: &mut Tally) {
+    let serving = cluster.serving();
+    let Some(leader) = serving.iter().find(|member| member.engine.is_leader()).map(|member| member.node) else { return };
+    for other in ids.iter().filter(|other| **other != leader) {
+        links.cut(leader, *other);
+        links.cut(*other, leader);
+        if cluster.running().contains(other) {
+            cluster.crash(*other, Crash::PowerCut);
+            tally.power_cuts += 1;
+        }
+        cluster.start(*other);
+    }
+    tally.cuts += 1;
 }
 
 fn crash(cluster: &Cluster, id: u64, crash: Crash, random: &mut Random, tally: &mut Tally) {

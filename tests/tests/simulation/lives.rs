@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tracing::Level;
 
 use crate::life::{Mutation, live};
 
@@ -43,6 +44,10 @@ pub(crate) fn here(seed: u64) {
     }));
     let mutation = std::env::var("KVASIR_MUTANT").map_or(Mutation::None, |name| Mutation::named(&name));
     let loud = std::env::var_os("KVASIR_TRACE").is_some();
+    if loud {
+        let level = if std::env::var("KVASIR_TRACE").is_ok_and(|it| it == "debug") { Level::DEBUG } else { Level::WARN };
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr).without_time().init();
+    }
     let tally = live(seed, mutation, loud).unwrap();
     println!("seed {seed}: {}", tally.line());
 }

@@ -29,7 +29,7 @@ fn is_found(mutant: &str, promises: &[&str]) {
 }
 
 /// What can be lost when something that was promised was not on the disk.
-const LOST: [&str; 7] = [
+const LOST: [&str; 9] = [
     "what was acknowledged is there",
     "each revision is one whole request",
     "committed entries stay",
@@ -37,6 +37,9 @@ const LOST: [&str; 7] = [
     "states agree",
     "votes stay",
     "a node starts on what its disk kept",
+    // openraft's own.
+    "follower log reversion is not allowed",
+    "must GE last_leader_log_ids",
 ];
 
 #[test]
