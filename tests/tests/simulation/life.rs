@@ -180,6 +180,7 @@ async fn run(seed: u64, mutation: Mutation, loud: bool) -> Tally {
 /// Looks at every node, again and again.
 async fn watch(cluster: Cluster, invariants: Invariants) {
     loop {
+        cluster.end_powerless();
         for serving in cluster.serving() {
             invariants.look(&serving);
         }

@@ -230,6 +230,18 @@ impl Cluster {
         }
     }
 
+    /// Ends the nodes whose disks have lost power: one that has nothing to write would not notice, and its power is gone, too.
+    pub(crate) fn end_powerless(&self) {
+        let powerless: Vec<u64> = {
+            let inner = self.inner.lock();
+            let off = inner.nodes.iter().filter(|(_, node)| node.gone.is_some() && node.disk.is_off());
+            off.map(|(id, _)| *id).collect()
+        };
+        for id in powerless {
+            self.crash(id, Crash::PowerCut);
+        }
+    }
+
     /// Asks a node to stop, waits until it has, and starts it again.
     pub(crate) async fn restart(&self, id: u64) {
         let serving = self.inner.lock().nodes.get_mut(&id).and_then(|node| node.serving.take());
