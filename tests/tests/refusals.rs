@@ -184,6 +184,16 @@ async fn a_key_that_others_may_read_and_an_identity_of_another_node_are_refused(
 }
 
 #[tokio::test]
+async fn a_node_whose_data_is_gone_does_not_come_back_under_its_identity() {
+    let (scratch, folder) = used_folder().await;
+    let bare = scratch.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::rename(folder.join("identity"), bare.join("identity")).unwrap();
+    let line = refused(Node::builder().data_dir(&bare));
+    assert_says(&line, &[bare.to_str().unwrap(), "not its data", "kvasir member remove"]);
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_leaves_an_existing_folder_as_it_was() {
     let (_scratch, folder) = used_folder().await;
     let before = contents(&folder);

@@ -120,5 +120,5 @@ async fn keep(source: &Source, booted: &Booted, engine: &Engine) -> Result<(), S
         Unstored::Credentials => folder.store(&booted.credentials),
         Unstored::Everything => folder.store_authorities(&booted.authorities).and_then(|()| folder.store(&booted.credentials)),
     };
-    stored.map_err(|error| error.to_string())
+    stored.and_then(|()| folder.note_data()).map_err(|error| error.to_string())
 }

@@ -132,7 +132,11 @@ impl Folder {
     /// # Errors
     /// `Io`.
     pub fn has_data(&self) -> Result<bool, IdentityError> {
-        self.read(HAS_DATA).map(|found| found.is_some())
+        // That it is there says it; what is in it is for people.
+        match fs::metadata(self.path.join(HAS_DATA)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            found => self.io(HAS_DATA, found).map(|_| true),
+        }
     }
 
     fn certificates(&self, file: &str) -> Result<Option<Vec<CertificateDer<'static>>>, IdentityError> {
