@@ -1,6 +1,6 @@
 //! Clients that do all kinds of things to a cluster at once, and note what they asked and what came back.
 //!
-//! [`Traffic`] runs writers ([`keys`]), holders of leases ([`leases`]), takers of locks ([`locks`]) and watchers ([`watches`]), each on
+//! [`Traffic`] runs writers (`keys`), holders of leases (`leases`), takers of locks (`locks`) and watchers (`watches`), each on
 //! a member of its choice, and on another as soon as that one fails it. What they note are the [`history`](crate::history)'s
 //! operations and watches, for its checks to judge; [`fenced`] judges who held a lock.
 //!
