@@ -321,6 +321,6 @@ async fn a_disk_error_in_the_log_is_fatal_and_nothing_is_acknowledged_after_it()
     consensus.shutdown().await;
 }
 
-mod cluster;
+pub(crate) mod cluster;
 mod membership;
 mod transfer;

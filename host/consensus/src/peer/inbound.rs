@@ -29,6 +29,13 @@ pub trait Attendant: Send + Sync + 'static {
 
     /// A member asks, by [`crate::Consensus::ask`].
     fn ask(&self, from: u64, request: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// Gives a learner what every voter must have, before this leader makes it one. Most voters survive whatever the cluster
+    /// survives: what each had before it voted is not lost by then either, however quickly members are replaced.
+    ///
+    /// # Errors
+    /// Why it is not ready yet.
+    fn prepare_voter(&self, node: u64) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// Takes the streams that members open, once raft runs; before, they are dropped, and opened again by the other end.
@@ -73,6 +80,10 @@ impl PeerDoor {
     /// Names who answers joins and questions; until then they go unanswered, and are asked again.
     pub fn attend(&self, attendant: Arc<dyn Attendant>) {
         self.serving.write().attendant = Some(attendant);
+    }
+
+    pub(crate) fn attendant(&self) -> Option<Arc<dyn Attendant>> {
+        self.serving.read().attendant.clone()
     }
 }
 
@@ -150,7 +161,8 @@ async fn appends(raft: Raft, from: u64, stream: Stream) -> std::io::Result<()> {
             }
         }
     });
-    let mut answers = std::pin::pin!(raft.stream_append(requests));
+    // Asked for one answer more when it has ended already.
+    let mut answers = std::pin::pin!(raft.stream_append(requests).fuse());
     let mut frames = Vec::new();
     let mut ended = false;
     while !ended && let Some(first) = answers.next().await {
@@ -209,4 +221,68 @@ async fn question(raft: Raft, from: u64, mut stream: Stream) -> std::io::Result<
         stream.sink.finish();
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::time::SystemTime;
+
+    use kvasir_storage::disk::SimDisk;
+    use kvasir_transport::identity::Authority;
+    use kvasir_transport::{FrameSink, NetworkError};
+
+    use super::super::wire::{decode_appended, encode_append};
+    use super::*;
+    use crate::tests::cluster::{DEADLINE, TOKEN, launch};
+    use crate::{Boot, Member, cluster_id, node_id};
+
+    /// A peer that sends these frames and then ends its half.
+    struct Sends(Vec<Bytes>);
+
+    impl FrameSource for Sends {
+        fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, NetworkError>> {
+            Box::pin(async { Ok(self.0.pop()) })
+        }
+    }
+
+    /// Keeps what the peer is sent.
+    struct Kept(Arc<parking_lot::Mutex<Vec<Bytes>>>);
+
+    impl FrameSink for Kept {
+        fn send<'a>(&'a mut self, frames: &'a mut Vec<Vec<Bytes>>) -> BoxFuture<'a, Result<(), NetworkError>> {
+            self.0.lock().extend(frames.drain(..).map(|parts| Bytes::from(parts.concat())));
+            Box::pin(async { Ok(()) })
+        }
+
+        fn finish(&mut self) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stream_that_ends_right_after_its_request_is_answered() {
+        let authority = Authority::create(cluster_id(TOKEN), SystemTime::now()).unwrap();
+        let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
+        let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
+        node.consensus.ready(DEADLINE).await.unwrap();
+        let raft = node.door.serving.read().running.as_ref().unwrap().raft.clone();
+        let from = 9;
+        for round in 1..=100 {
+            // Of a term that the node, which may elect itself meanwhile, has not come to.
+            let heartbeat = AppendEntriesRequest {
+                vote: openraft::Vote::new_committed(1_000 * round, from),
+                prev_log_id: None,
+                entries: Vec::new(),
+                leader_commit: None,
+            };
+            let frame = Bytes::from(encode_append(&heartbeat).concat());
+            let said = Arc::default();
+            let source = Box::new(Sends(vec![frame]));
+            appends(raft.clone(), from, Stream { sink: Box::new(Kept(Arc::clone(&said))), source }).await.unwrap();
+            let said = std::mem::take(&mut *said.lock());
+            assert_eq!(said.len(), 1);
+            assert!(said.into_iter().all(|answer| decode_appended(answer).unwrap().is_ok()));
+        }
+        drop(raft);
+        node.stop().await;
+    }
 }

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use kvasir_api::command::Command;
 use kvasir_api::command::command::Body;
 use kvasir_api::etcdserverpb::{PutRequest, RangeRequest};
@@ -14,13 +16,13 @@ use kvasir_storage::disk::SimDisk;
 use kvasir_storage::state::StoreOptions;
 use kvasir_transport::identity::{Authority, CERTIFICATE_LIFE, Credentials, NodeKey, NodeName};
 use kvasir_transport::quic::{Quic, QuicOptions};
-use kvasir_transport::{Accept, Class, Network, Peer};
+use kvasir_transport::{Accept, BoxFuture, Class, Network, Peer};
 
 use crate::publish::{Publish, Published};
-use crate::{Boot, Consensus, ConsensusOptions, Member, PeerDoor, PeerOptions, cluster_id, node_id};
+use crate::{Attendant, Boot, Consensus, ConsensusOptions, Member, PeerDoor, PeerOptions, cluster_id, node_id};
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(30);
-pub(super) const TOKEN: &str = "three";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const TOKEN: &str = "three";
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 pub(super) fn put(key: &str, value: &str) -> Command {
@@ -40,20 +42,40 @@ impl Publish for Silent {
     fn publish(&self, _batch: Published) {}
 }
 
-pub(super) struct Node {
-    pub(super) consensus: Consensus,
+/// Prepares voters unless it is told not to.
+pub(super) struct Preparing(pub(super) AtomicBool);
+
+impl Attendant for Preparing {
+    fn join(&self, _: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(async { Bytes::new() })
+    }
+
+    fn ask(&self, _: u64, _: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(async { Bytes::new() })
+    }
+
+    fn prepare_voter(&self, _: u64) -> BoxFuture<'static, Result<(), String>> {
+        let ready = self.0.load(Ordering::SeqCst);
+        Box::pin(async move { if ready { Ok(()) } else { Err("it is told not to".to_owned()) } })
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) consensus: Consensus,
     pub(super) quic: Quic,
+    pub(super) attendant: Arc<Preparing>,
+    pub(crate) door: Arc<PeerDoor>,
 }
 
 impl Node {
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.consensus.shutdown().await;
         self.quic.close().await;
     }
 }
 
 /// Starts a node on its disk, with a certificate of its own; port 0 is any.
-pub(super) async fn launch(authority: &Authority, id: u64, member: Member, boot: Boot, disk: &SimDisk) -> Node {
+pub(crate) async fn launch(authority: &Authority, id: u64, member: Member, boot: Boot, disk: &SimDisk) -> Node {
     launch_with(authority, id, member, boot, disk, |_| {}).await
 }
 
@@ -69,7 +91,8 @@ pub(super) async fn launch_with(
     let key = NodeKey::generate().unwrap();
     let signed = authority.sign(&key.request().unwrap(), name, SystemTime::now(), CERTIFICATE_LIFE).unwrap();
     let credentials = Credentials::new(key, signed, vec![authority.certificate().clone()]).unwrap();
-    let door = Arc::new(PeerDoor::default());
+    let (door, attendant) = (Arc::new(PeerDoor::default()), Arc::new(Preparing(AtomicBool::new(true))));
+    door.attend(Arc::clone(&attendant) as _);
     let address = member.peer_addresses()[0].parse().unwrap();
     let accept: Arc<dyn Accept> = Arc::clone(&door) as _;
     let deadline = tokio::time::Instant::now() + DEADLINE;
@@ -89,11 +112,11 @@ pub(super) async fn launch_with(
         election_ms: 500,
         log_keep_entries: 1,
         store: StoreOptions { checkpoint_interval: Duration::from_millis(200), ..StoreOptions::default() },
-        peers: Some(PeerOptions { network: Arc::new(quic.clone()), door, boot }),
+        peers: Some(PeerOptions { network: Arc::new(quic.clone()), door: Arc::clone(&door), boot }),
         ..ConsensusOptions::new("/node", Arc::new(disk.clone()))
     };
     change(&mut options);
-    Node { consensus: Consensus::start(options, Arc::new(Silent)).await.unwrap(), quic }
+    Node { consensus: Consensus::start(options, Arc::new(Silent)).await.unwrap(), quic, attendant, door }
 }
 
 struct Cluster {
