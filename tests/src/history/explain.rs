@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvasir_api::mvccpb::Event;
 
+use super::leases::lives_to;
 use super::model::{Keys, bare};
 use super::timeline::EMPTY;
 use super::{Operation, Outcome, Request, Response, Timeline, Violation};
@@ -66,8 +67,10 @@ struct Search<'a> {
     answered: BTreeMap<i64, Vec<usize>>,
     /// Requests of unknown fate, as they were sent.
     unknown: Vec<usize>,
-    /// Revisions that nobody was told of, and what each may come from.
-    anonymous: Vec<(i64, Vec<Cause>)>,
+    /// Revisions that nobody was told of, and what each may come from: what is right, and then the end of a lease before its time.
+    anonymous: Vec<(i64, [Vec<Cause>; 2])>,
+    /// Until when each lease was to live.
+    leases: BTreeMap<i64, u64>,
 }
 
 /// What may have made a revision that nobody was told of.
@@ -97,6 +100,7 @@ pub fn explain(
         answered: BTreeMap::new(),
         unknown: Vec::new(),
         anonymous: Vec::new(),
+        leases: lives_to(operations),
     };
     for (nth, operation) in operations.iter().enumerate() {
         match &operation.outcome {
@@ -195,9 +199,14 @@ impl Search<'_> {
         if let Some(lease) = ended_lease(revision, events, before)
             && attached.get(&lease).is_none_or(|last| *last < revision)
         {
-            causes.push(Cause::End(lease));
+            let early = self.leases.get(&lease).is_some_and(|lives_to| known_at < *lives_to);
+            let end = vec![Cause::End(lease)];
+            if early {
+                return self.anonymous.push((revision, [causes, end]));
+            }
+            causes.extend(end);
         }
-        self.anonymous.push((revision, causes));
+        self.anonymous.push((revision, [causes, Vec::new()]));
     }
 
     /// Gives each revision that nobody was told of a cause of its own: two deletes may look alike, so that taking the first that
@@ -205,8 +214,10 @@ impl Search<'_> {
     fn match_anonymous(&mut self, timeline: &Timeline, foreign: impl Fn(&[Event]) -> bool) -> Result<(), Violation> {
         let mut taken = BTreeMap::<Cause, usize>::new();
         for nth in 0..self.anonymous.len() {
-            let mut tried = BTreeSet::new();
-            if !self.augment(nth, &mut taken, &mut tried) {
+            // A lease that ends early is what explains least, and what is broken if nothing else explains it.
+            let explained = self.augment(nth, 1, &mut taken, &mut BTreeSet::new())
+                || self.augment(nth, 2, &mut taken, &mut BTreeSet::new());
+            if !explained {
                 let revision = self.anonymous[nth].0;
                 let events = timeline.at(revision);
                 if !foreign(events) {
@@ -225,14 +236,14 @@ impl Search<'_> {
     }
 
     /// Finds a cause for a revision, and others for those that had it.
-    fn augment(&self, nth: usize, taken: &mut BTreeMap<Cause, usize>, tried: &mut BTreeSet<Cause>) -> bool {
-        for cause in &self.anonymous[nth].1 {
+    fn augment(&self, nth: usize, kinds: usize, taken: &mut BTreeMap<Cause, usize>, tried: &mut BTreeSet<Cause>) -> bool {
+        for cause in self.anonymous[nth].1[..kinds].iter().flatten() {
             if !tried.insert(*cause) {
                 continue;
             }
             let free = match taken.get(cause).copied() {
                 None => true,
-                Some(other) => self.augment(other, taken, tried),
+                Some(other) => self.augment(other, kinds, taken, tried),
             };
             if free {
                 taken.insert(*cause, nth);

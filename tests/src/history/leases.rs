@@ -19,6 +19,28 @@ struct Lease {
     revoked: Option<u64>,
 }
 
+/// Until when each lease certainly was to live, by what its clients were told.
+pub(super) fn lives_to(operations: &[Operation]) -> BTreeMap<i64, u64> {
+    let mut granted = BTreeMap::new();
+    let mut lives = BTreeMap::new();
+    for operation in operations {
+        if let (Request::Grant { id, .. }, Outcome::Answered { response: Response::Lease { ttl, .. }, .. }) =
+            (&operation.request, &operation.outcome)
+        {
+            granted.insert(*id, u64::try_from(*ttl).unwrap_or(0).saturating_mul(NANOSECONDS));
+        }
+    }
+    for operation in operations {
+        let (Request::Grant { id, .. } | Request::KeepAlive { id }) = &operation.request else { continue };
+        let Outcome::Answered { response: Response::Lease { ttl, .. }, .. } = &operation.outcome else { continue };
+        if let Some(whole) = granted.get(id).filter(|_| *ttl > 0) {
+            let to = lives.entry(*id).or_insert(0);
+            *to = operation.called.saturating_add(*whole).max(*to);
+        }
+    }
+    lives
+}
+
 /// Checks that no lease ended before its time. A lease lives from the moment its grant or its renewal took effect, which is after it
 /// was asked for; its end is before the first moment at which somebody was told of it.
 ///

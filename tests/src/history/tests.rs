@@ -297,6 +297,28 @@ fn leases_end_with_all_their_keys_and_never_early() {
 }
 
 #[test]
+fn a_lost_delete_that_looks_like_the_end_of_a_lease_is_not_taken_for_one() {
+    const S: u64 = 1_000_000_000;
+    let delete = DeleteRangeRequest { key: "a".into(), ..DeleteRangeRequest::default() };
+    let mut operations = vec![
+        grant((S, 2 * S), 7, 5),
+        leased((3 * S, 3 * S + 1), "a", 7, 2),
+        lost(4 * S, Request::Delete(delete.clone())),
+        put((5 * S, 5 * S + 1), "a", "1", 4),
+        lost(6 * S, Request::Delete(delete.clone())),
+        get((7 * S, 7 * S + 1), "a", None, 5),
+        keep_alive((8 * S, 8 * S + 1), 7, 5),
+    ];
+    let delete = Request::Delete(delete);
+    let timeline = timeline_of(&[request(&operations[1]), delete.clone(), request(&operations[3]), delete]);
+    let explained = all(&operations, &timeline).expect("each delete has its request, and the lease lives on");
+    assert_eq!((explained.made(2), explained.made(4), explained.ended()), (Some(3), Some(5), &[][..]));
+    // With one request less there is nothing but the lease to explain the first.
+    operations.remove(2);
+    assert_eq!(promise(all(&operations, &timeline)), "leases never end early");
+}
+
+#[test]
 fn a_lease_that_its_keeper_finds_gone_too_early_is_found() {
     const S: u64 = 1_000_000_000;
     let operations = [grant((S, 2 * S), 7, 5), keep_alive((3 * S, 4 * S), 7, 0)];

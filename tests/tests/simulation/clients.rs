@@ -15,6 +15,7 @@ use kvasir_tests::Random;
 use kvasir_tests::history::{Operation, Outcome, Request, Response};
 use kvasir_tests::oracle::Refusal;
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -42,8 +43,54 @@ impl Record {
     }
 }
 
+/// All clients of a life. A clone is the same.
+#[derive(Clone)]
+pub(crate) struct Crowd {
+    cluster: Cluster,
+    record: Record,
+    trace: Trace,
+    keys: u64,
+    running: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Crowd {
+    pub(crate) fn new(cluster: Cluster, record: Record, trace: Trace, keys: u64) -> Self {
+        Self { cluster, record, trace, keys, running: Arc::default() }
+    }
+
+    /// One more client, until it is told to stop. `to` says to which members it talks, if not to all; one that `only_reads` never
+    /// has to wait for a quorum that is not there.
+    pub(crate) fn join(&self, random: Random, stop: CancellationToken, pause_ms: u64, to: Vec<u64>, only_reads: bool) {
+        let mut running = self.running.lock();
+        let client = Client {
+            id: running.len() as u32,
+            random,
+            cluster: self.cluster.clone(),
+            record: self.record.clone(),
+            trace: self.trace.clone(),
+            keys: self.keys,
+            sent: 0,
+            seen: BTreeMap::new(),
+            leases: Vec::new(),
+            granted: 0,
+            member: None,
+            to,
+            only_reads,
+        };
+        running.push(tokio::spawn(client.run(stop, pause_ms)));
+    }
+
+    /// Waits until all have stopped.
+    pub(crate) async fn stopped(&self) {
+        let running = std::mem::take(&mut *self.running.lock());
+        for client in running {
+            client.await.expect("a client does not fail");
+        }
+    }
+}
+
 /// A client.
-pub(crate) struct Client {
+struct Client {
     id: u32,
     random: Random,
     cluster: Cluster,
@@ -57,32 +104,19 @@ pub(crate) struct Client {
     granted: i64,
     /// Whom it talks to.
     member: Option<Incarnation>,
+    /// Whom it may talk to; none for anybody.
+    to: Vec<u64>,
+    only_reads: bool,
 }
 
 impl Client {
-    pub(crate) fn new(id: u32, keys: u64, random: Random, cluster: Cluster, record: Record, trace: Trace) -> Self {
-        Self {
-            id,
-            random,
-            cluster,
-            record,
-            trace,
-            keys,
-            sent: 0,
-            seen: BTreeMap::new(),
-            leases: Vec::new(),
-            granted: 0,
-            member: None,
-        }
-    }
-
     /// Sends requests until it is told to stop.
-    pub(crate) async fn run(mut self, stop: CancellationToken, pause_ms: u64) {
+    async fn run(mut self, stop: CancellationToken, pause_ms: u64) {
         while !stop.is_cancelled() {
             let pause = self.random.below(1 + pause_ms);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             let Some(member) = self.member() else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             };
             let request = self.choose();
@@ -97,7 +131,8 @@ impl Client {
         }
         self.member = self.member.take().filter(|member| !member.gone.is_cancelled());
         if self.member.is_none() {
-            let serving = self.cluster.serving();
+            let mut serving = self.cluster.serving();
+            serving.retain(|member| self.to.is_empty() || self.to.contains(&member.node));
             self.member = (!serving.is_empty()).then(|| self.random.pick(&serving).clone());
         }
         self.member.clone()
@@ -147,6 +182,9 @@ impl Client {
     }
 
     fn choose(&mut self) -> Request {
+        if self.only_reads {
+            return self.range(false);
+        }
         match self.random.below(100) {
             0..30 => self.put(),
             30..45 => self.range(false),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kvasir_storage::disk::{Fault, FaultPlan};
 use kvasir_tests::Random;
+use tokio_util::sync::CancellationToken;
 
+use crate::clients::Crowd;
 use crate::disks::Pace;
 use crate::life::Tally;
 use crate::network::{Links, Weather};
@@ -14,6 +16,9 @@ use crate::nodes::{Cluster, Crash};
 pub(crate) const FAIR: Weather = Weather { usual_ms: 2, slow_ms: 10, slow_percent: 2, break_per_10_000: 0, idle_ms: 1_500 };
 /// A disk on a good day.
 pub(crate) const QUICK: Pace = Pace { usual_ms: 2, slow_ms: 20, slow_percent: 2 };
+
+/// Longer than any leader's lease.
+const USURPED: Duration = Duration::from_millis(1_500);
 
 /// Draws how the network does for a while.
 pub(crate) fn weather(random: &mut Random) -> Weather {
@@ -32,7 +37,14 @@ pub(crate) fn pace(random: &mut Random) -> Pace {
 }
 
 /// Lets things befall the cluster for a while.
-pub(crate) async fn befall(cluster: &Cluster, links: &Links, random: &mut Random, span: Duration, tally: &mut Tally) {
+pub(crate) async fn befall(
+    cluster: &Cluster,
+    links: &Links,
+    crowd: &Crowd,
+    random: &mut Random,
+    span: Duration,
+    tally: &mut Tally,
+) {
     let end = tokio::time::Instant::now() + span;
     // Some lives are quiet, some are not.
     let pause_ms = 200 + random.below(3_000);
@@ -67,7 +79,7 @@ pub(crate) async fn befall(cluster: &Cluster, links: &Links, random: &mut Random
                 links.cut(id, other);
                 tally.cuts += 1;
             }
-            58..61 => usurp(cluster, links, &ids, tally),
+            58..61 => usurp(cluster, links, crowd, &ids, random, tally),
             61..66 => {
                 // It hears nobody, or nobody hears it.
                 let deaf = random.chance(50);
@@ -95,8 +107,9 @@ pub(crate) fn restart_some(cluster: &Cluster, random: &mut Random, percent: u64)
     }
 }
 
-/// The leader is cut off, and all others restart at that moment: inside of its lease, of which they know nothing any more.
-fn usurp(cluster: &Cluster, links: &Links, ids: &[u64], tally: &mut Tally) {
+/// The leader is cut off, and all others restart at that moment: inside of its lease, of which they know nothing any more. For a
+/// while somebody keeps asking the leader, and somebody else the others.
+fn usurp(cluster: &Cluster, links: &Links, crowd: &Crowd, ids: &[u64], random: &mut Random, tally: &mut Tally) {
     let serving = cluster.serving();
     let Some(leader) = serving.iter().find(|member| member.engine.is_leader()).map(|member| member.node) else { return };
     for other in ids.iter().filter(|other| **other != leader) {
@@ -108,6 +121,14 @@ fn usurp(cluster: &Cluster, links: &Links, ids: &[u64], tally: &mut Tally) {
         }
         cluster.start(*other);
     }
+    let stop = CancellationToken::new();
+    let others = ids.iter().copied().filter(|other| *other != leader).collect();
+    crowd.join(random.fork(), stop.clone(), 5, others, false);
+    crowd.join(random.fork(), stop.clone(), 5, vec![leader], true);
+    tokio::spawn(async move {
+        tokio::time::sleep(USURPED).await;
+        stop.cancel();
+    });
     tally.cuts += 1;
 }
 

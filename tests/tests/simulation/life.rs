@@ -12,7 +12,7 @@ use kvasir_tests::history::{Keys, Timeline, check};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::clients::{Client, Record};
+use crate::clients::{Crowd, Record};
 use crate::faults::{self, FAIR, QUICK};
 use crate::hasty::HastyDisk;
 use crate::invariants::Invariants;
@@ -119,12 +119,10 @@ async fn run(seed: u64, mutation: Mutation, loud: bool) -> Tally {
     let record = Record::default();
     let stop = CancellationToken::new();
     let pause_ms = 10 + random.below(300);
-    let clients: Vec<_> = (0..2 + random.below(5) as u32)
-        .map(|id| {
-            let client = Client::new(id, keys, random.fork(), cluster.clone(), record.clone(), trace.clone());
-            tokio::spawn(client.run(stop.clone(), pause_ms))
-        })
-        .collect();
+    let crowd = Crowd::new(cluster.clone(), record.clone(), trace.clone(), keys);
+    for _ in 0..2 + random.below(5) {
+        crowd.join(random.fork(), stop.clone(), pause_ms, Vec::new(), false);
+    }
     let watchers: Vec<_> = (0..1 + random.below(4) as u32).map(|nth| Watcher::new(nth, keys, &mut random)).collect();
     let watching = CancellationToken::new();
     for watcher in &watchers {
@@ -136,7 +134,7 @@ async fn run(seed: u64, mutation: Mutation, loud: bool) -> Tally {
     }
     let span = Duration::from_millis(5_000 + random.below(25_000));
     let mut fate = random.fork();
-    faults::befall(&cluster, &links, &mut fate, span, &mut tally).await;
+    faults::befall(&cluster, &links, &crowd, &mut fate, span, &mut tally).await;
     trace.note("heal");
     links.mend();
     links.set_weather(FAIR);
@@ -145,9 +143,7 @@ async fn run(seed: u64, mutation: Mutation, loud: bool) -> Tally {
     let answered = record.answered();
     healed(&cluster, &ids, &mut fate, || record.answered() > answered + 20).await;
     stop.cancel();
-    for client in clients {
-        client.await.expect("a client does not fail");
-    }
+    crowd.stopped().await;
     // Leases end, and the rest of what is under way.
     tokio::time::sleep(Duration::from_secs(8)).await;
     let operations = record.take();

@@ -7,7 +7,7 @@
 //! A watchman looks at the invariants of `invariants/` all the while. Then everything is healed, must come to serve, and the
 //! histories are judged by `kvasir_tests::history`.
 //!
-//! `KVASIR_SIMULATION_SECONDS` (0) and `KVASIR_SIMULATION_SEEDS` (300) say how long to go on: at least that many seeds, and that
+//! `KVASIR_SIMULATION_SECONDS` (180) and `KVASIR_SIMULATION_SEEDS` (300) say how long to go on: at least that many seeds, and that
 //! long unless the seconds are 0. `KVASIR_FIRST_SEED` (1) is the first one. `KVASIR_SEED` lives one seed only, `KVASIR_TRACE` tells
 //! all of it, `KVASIR_MUTANT` puts a known bug back in. A seed lived twice leaves the same trace.
 
@@ -39,7 +39,7 @@ fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     if let Some(seed) = number("KVASIR_SEED") {
         return lives::here(seed);
     }
-    let span = Duration::from_secs(number("KVASIR_SIMULATION_SECONDS").unwrap_or(0));
+    let span = Duration::from_secs(number("KVASIR_SIMULATION_SECONDS").unwrap_or(180));
     let least = number("KVASIR_SIMULATION_SEEDS").unwrap_or(300);
     let first = number("KVASIR_FIRST_SEED").unwrap_or(FIRST_SEED);
     let start = Instant::now();

@@ -53,9 +53,9 @@ fn a_vote_that_is_not_persisted_is_found() {
 }
 
 #[test]
-#[ignore = "150 seeds do not find it yet: its window, between an early election and the end of the old leader's lease, is too narrow"]
 fn a_lease_read_after_a_reboot_is_found() {
-    is_found("lease-read", &["revisions follow real time", "each key is linearizable"]);
+    // A lease that somebody else was granted is missing in what is read, too.
+    is_found("lease-read", &["revisions follow real time", "each key is linearizable", "leases never end early"]);
 }
 
 #[test]
