@@ -223,6 +223,7 @@ impl Consensus {
             raft: raft.clone(),
             shared: Arc::clone(&shared),
             network: options.peers.as_ref().map(|peers| Arc::clone(&peers.network)),
+            door: options.peers.as_ref().map(|peers| Arc::downgrade(&peers.door)),
             silent_after: Duration::from_millis(options.election_ms.saturating_mul(2)),
         };
         let forward = options.peers.as_ref().map(|peers| {

@@ -9,7 +9,7 @@ mod control;
 mod tend;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use kvasir_api::Error;
@@ -25,6 +25,7 @@ pub(crate) use tend::tend;
 use crate::kinds::Kinds;
 use crate::machine::{Machine, Shared};
 use crate::membership::{Member, MemberInfo};
+use crate::peer::PeerDoor;
 
 type Raft = openraft::Raft<Kinds, Machine>;
 
@@ -62,6 +63,8 @@ pub(crate) struct Members {
     pub(crate) raft: Raft,
     pub(crate) shared: Arc<Shared>,
     pub(crate) network: Option<Arc<dyn Network>>,
+    /// Behind it is who prepares voters; the door leads back here.
+    pub(crate) door: Option<Weak<PeerDoor>>,
     /// Without an answer for so long a member does not count as one that answers.
     pub(crate) silent_after: Duration,
 }
@@ -149,8 +152,21 @@ impl Members {
         }
         let voters: Vec<u64> = members.iter().filter(|known| !known.learner).map(|known| known.id).collect();
         self.quorum_of(voters.into_iter().chain([id]).collect()).await?;
+        self.prepare(id).await.map_err(|why| {
+            tracing::info!("member {} ({id:016x}) does not vote yet: {why}", member.member.name);
+            Error::LearnerNotReady
+        })?;
         let index = self.apply(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await?;
         Ok(Changed { id, index })
+    }
+
+    /// Has a learner prepared to vote.
+    async fn prepare(&self, id: u64) -> Result<(), String> {
+        let Some(door) = &self.door else { return Ok(()) };
+        match door.upgrade().and_then(|door| door.attendant()) {
+            Some(attendant) => attendant.prepare_voter(id).await,
+            None => Err("this leader has only just started".to_owned()),
+        }
     }
 
     async fn remove(&self, id: u64) -> Result<Changed, Error> {
@@ -185,11 +201,12 @@ impl Members {
         if !self.list().iter().any(|known| known.id == to && !known.learner) {
             return Err(Error::BadLeaderTransferee);
         }
+        // Whoever asks may not know yet that this node leads no more.
+        if self.shared.standing.leading().is_none() {
+            return Err(Error::NotLeader);
+        }
         let index = *self.shared.applied_index.borrow();
         if to != self.shared.node_id {
-            if self.shared.standing.leading().is_none() {
-                return Err(Error::NotLeader);
-            }
             let mut standings = self.shared.standing.changes();
             self.raft.trigger().transfer_leader(to).await.map_err(|_| Error::Stopped)?;
             // The caller's deadline bounds this.

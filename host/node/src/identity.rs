@@ -4,7 +4,8 @@
 //! (`joining`), made for a new cluster, or the operator's own files. Once the node runs, an [`Identity`] answers those who ask to
 //! join and members that ask for certificates (`registrar`), and looks after its own (`keeper`, `rotation`).
 //!
-//! **Invariant:** the key of an authority goes to voters alone, as the membership applied here has them; a certificate is signed for
+//! **Invariant:** the key of an authority goes to voters alone, as the membership applied here has them, and to a learner that the
+//! leader is about to make a voter, so that no voter is without it; a certificate is signed for
 //! the node that asks over a connection which proved who it is, or that used a join token.
 
 pub(crate) mod boot;

@@ -1,6 +1,7 @@
 //! Members come, vote, move, hand over and go, over real QUIC.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kvasir_api::Error;
@@ -109,7 +110,12 @@ async fn a_learner_stays_one_unless_asked_and_a_change_without_a_quorum_is_refus
     assert_eq!(learner.consensus.add_member(None, taken).await, Err(Error::PeerUrlExists));
     // The only voter cannot go.
     assert_eq!(learner.consensus.remove_member(founder.node_id()).await, Err(Error::UnhealthyForReconfiguration));
+    founded.founder.attendant.0.store(false, Ordering::SeqCst);
     until("it has caught up", || founder.progress().iter().any(|(known, matched)| *known == id && matched.is_some())).await;
+    // Nor does it vote before it has what voters must have.
+    assert_eq!(founder.promote_member(id).await, Err(Error::LearnerNotReady));
+    assert_eq!(voters(founder), [founder.node_id()]);
+    founded.founder.attendant.0.store(true, Ordering::SeqCst);
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while let Err(error) = founder.promote_member(id).await {
         assert_eq!(error, Error::LearnerNotReady);

@@ -127,15 +127,14 @@ impl Identity {
         {
             self.trust(folder, roots).await?;
         }
-        if self.is_voter(self.inner.engine.node_id()) {
-            self.fetch_keys(folder).await?;
-        }
+        // A key that cannot be had does not keep the certificate from being renewed.
+        let fetched = if self.is_voter(self.inner.engine.node_id()) { self.fetch_keys(folder).await } else { Ok(()) };
         let held = self.held().credentials;
         let signed_by_current = self.signing_root().is_none_or(|root| *held.issuer() == root);
         if held.is_due(SystemTime::now()) || !signed_by_current {
             self.renew(folder, &held).await?;
         }
-        Ok(())
+        fetched
     }
 
     async fn store(&self, folder: &Folder, credentials: &Credentials) -> Result<(), String> {
@@ -171,8 +170,9 @@ impl Identity {
         Ok(())
     }
 
-    /// Gets the keys of the authorities that this voter has not got yet.
+    /// Gets the keys of the authorities that this voter has not got: of those that were made since it votes.
     async fn fetch_keys(&self, folder: &Folder) -> Result<(), String> {
+        let mut missing = Ok(());
         let roots = self.held().credentials.roots().to_vec();
         for root in roots {
             if self.authority_of(&root).is_some() {
@@ -186,7 +186,7 @@ impl Identity {
                     Ok(Some(Answer::Key(key))) => match Authority::load(root.clone(), &key.key) {
                         Ok(authority) => {
                             self.add_authority(folder, Arc::new(authority)).await?;
-                            tracing::info!("this node votes and has the key of the cluster's authority");
+                            tracing::info!("this voter has the key of the cluster's authority");
                             break;
                         }
                         Err(error) => last = error.to_string(),
@@ -197,10 +197,10 @@ impl Identity {
                 }
             }
             if self.authority_of(&root).is_none() {
-                return Err(format!("the authority's key cannot be had: {last}"));
+                missing = Err(format!("the authority's key cannot be had: {last}"));
             }
         }
-        Ok(())
+        missing
     }
 
     /// Keeps one more authority's key: on disk, then in hand.

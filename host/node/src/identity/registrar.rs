@@ -11,12 +11,13 @@ use kvasir_api::kvasir::peer::member_answer::Answer;
 use kvasir_api::kvasir::peer::member_ask::Ask;
 use kvasir_api::kvasir::peer::refused::Kind;
 use kvasir_api::kvasir::peer::{
-    AuthorityKey, IdentityStanding, JoinAnswer, JoinRequest, Joined, MemberAnswer, MemberAsk, Refused, Signed, join_answer,
+    AuthorityKey, HandedKey, IdentityStanding, JoinAnswer, JoinRequest, Joined, Kept, MemberAnswer, MemberAsk, Refused, Signed,
+    join_answer,
 };
 use kvasir_api::{Error, limits};
 use kvasir_consensus::{Attendant, Member};
 use kvasir_transport::BoxFuture;
-use kvasir_transport::identity::{NodeName, fingerprint, key_hash};
+use kvasir_transport::identity::{Authority, NodeName, fingerprint, key_hash};
 use kvasir_transport::token::secret_hash;
 use prost::Message;
 
@@ -43,6 +44,7 @@ impl Attendant for Identity {
                 Ok(Some(Ask::Sign(request))) => identity.sign_for(from, &request.csr),
                 Ok(Some(Ask::Key(request))) => identity.key_for(from, &request.fingerprint),
                 Ok(Some(Ask::Standing(_))) => Answer::Standing(identity.standing()),
+                Ok(Some(Ask::Keep(handed))) => identity.keep_key(handed).await,
                 // What is none of these may be the plugin host's: its questions have other fields.
                 Ok(None) if identity.inner.plugins.get().is_some() => {
                     return identity.inner.plugins.get().map(|plugins| plugins.answer(&request)).unwrap_or_default();
@@ -51,6 +53,11 @@ impl Attendant for Identity {
             };
             Bytes::from(MemberAnswer { answer: Some(answer) }.encode_to_vec())
         })
+    }
+
+    fn prepare_voter(&self, node: u64) -> BoxFuture<'static, Result<(), String>> {
+        let identity = self.clone();
+        Box::pin(async move { identity.hand_keys(node).await })
     }
 }
 
@@ -112,7 +119,11 @@ impl Identity {
         let _one_at_a_time = self.inner.joins.lock().await;
         engine.token_check(id, secret, key).map_err(of_token)?;
         let Some(authority) = self.signing_authority() else {
-            return refuse(Kind::TryAgain, "the leader has only just become a voter and has not got the authority's key yet");
+            return refuse(
+                Kind::TryAgain,
+                "the leader has not got the key of the cluster's authority; if no voter has it, make another authority with \
+                 `kvasir cert rotate`",
+            );
         };
         // Before the token is used up, and again after a lost answer, when the member with that name is the asker itself.
         self.is_free(&member, engine.token_node(id))?;
@@ -192,6 +203,50 @@ impl Identity {
         match held.iter().find(|authority| fingerprint(authority.certificate())[..] == *wanted) {
             Some(authority) => Answer::Key(AuthorityKey { key: authority.key_pem() }),
             None => refused(Kind::TryAgain, "this member has not got that key"),
+        }
+    }
+
+    /// Has a learner keep the keys of the authorities, as the leader that is about to make it a voter.
+    async fn hand_keys(&self, node: u64) -> Result<(), String> {
+        if let Source::Operator(_) = self.inner.source {
+            return Ok(());
+        }
+        if self.signing_authority().is_none() {
+            return Err("this leader has not got the key of the cluster's authority".to_owned());
+        }
+        for authority in self.held().authorities {
+            let fingerprint = Bytes::from(fingerprint(authority.certificate()).to_vec());
+            let handed = HandedKey { fingerprint, key: authority.key_pem() };
+            let request = MemberAsk { ask: Some(Ask::Keep(handed)) };
+            match self.ask::<MemberAnswer>(node, request).await?.answer {
+                Some(Answer::Kept(_)) => {}
+                Some(Answer::Refused(refused)) => return Err(refused.reason),
+                _ => return Err("it is not ready".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a key that a member hands on, if it is that of an authority this node trusts.
+    async fn keep_key(&self, handed: HandedKey) -> Answer {
+        let Source::Cluster(folder) = &self.inner.source else {
+            return refused(Kind::OtherAuthority, not_ours().to_string());
+        };
+        let _one_at_a_time = self.inner.changes.lock().await;
+        let credentials = self.held().credentials;
+        let Some(root) = credentials.roots().iter().find(|root| fingerprint(root)[..] == *handed.fingerprint) else {
+            return refused(Kind::TryAgain, "it does not trust the authority yet whose key it is given");
+        };
+        if self.authority_of(root).is_some() {
+            return Answer::Kept(Kept {});
+        }
+        let authority = match Authority::load(root.clone(), &handed.key) {
+            Ok(authority) => authority,
+            Err(error) => return refused(Kind::Request, format!("the key is not that of the authority: {error}")),
+        };
+        match self.add_authority(folder, Arc::new(authority)).await {
+            Ok(()) => Answer::Kept(Kept {}),
+            Err(error) => refused(Kind::TryAgain, error),
         }
     }
 
