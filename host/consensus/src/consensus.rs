@@ -613,8 +613,11 @@ impl Consensus {
         if let Some(door) = &inner.door {
             door.close();
         }
-        if let Err(error) = inner.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not stop cleanly");
+        // In a task of its own: where raft has stopped by itself, openraft may panic here, and what follows must be done all the same.
+        let raft = inner.raft.clone();
+        match tokio::spawn(async move { raft.shutdown().await }).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) | Err(error) => tracing::warn!(%error, "raft did not stop cleanly"),
         }
         let (store, log) = (inner.shared.store.clone(), inner.log.clone());
         let healthy = !inner.shared.fatal.is_raised();

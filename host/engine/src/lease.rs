@@ -140,13 +140,9 @@ impl Engine {
             // Only a leader that still is one may say that there is none.
             self.linearize().await?;
         }
-        match self.lease_standing(caller, id) {
-            Standing::Missing => return answer(0),
-            Standing::Expired => {
-                self.lease_gone(caller, id).await?;
-                return answer(0);
-            }
-            Standing::Alive { .. } => {}
+        // What has expired by what this member knows may have been renewed through another.
+        if self.lease_settled(caller, id).await? == Standing::Missing {
+            return answer(0);
         }
         let ttl = self.renewed(id).await?;
         self.inner().counters.leases_renewed.add(1);
@@ -163,21 +159,22 @@ impl Engine {
         answered.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// Waits until an expired lease is revoked.
-    async fn lease_gone(&self, caller: &Caller, id: i64) -> Result<(), Error> {
+    /// Where a lease stands once it is revoked or renewed, should it have expired.
+    async fn lease_settled(&self, caller: &Caller, id: i64) -> Result<Standing, Error> {
         let timeout = Duration::from_millis(self.inner().options.request_timeout_ms);
-        let gone = async {
+        let settled = async {
             loop {
                 let changed = self.inner().feed.leases.notified();
                 let mut changed = std::pin::pin!(changed);
                 changed.as_mut().enable();
-                if self.lease_standing(caller, id) != Standing::Expired {
-                    return;
+                let standing = self.lease_standing(caller, id);
+                if standing != Standing::Expired {
+                    return standing;
                 }
                 changed.await;
             }
         };
-        tokio::time::timeout(timeout, gone).await.map_err(|_| Error::Timeout)
+        tokio::time::timeout(timeout, settled).await.map_err(|_| Error::Timeout)
     }
 
     /// What is left of a lease (etcd `Lease.LeaseTimeToLive`); TTL -1 says that there is no such lease.
