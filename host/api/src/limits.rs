@@ -57,6 +57,10 @@ pub const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
 pub const DISK_FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// Free space from which there is room enough again to put the ballast aside.
 pub const DISK_FREE_BYTES_AMPLE: u64 = 2 * DISK_FREE_BYTES_MIN;
+/// How long the leader waits for the members to say what they hold ...
+pub const CORRUPT_CHECK_TIMEOUT_MS: u64 = 600_000;
+/// ... and for how long before it asks again.
+pub const CORRUPT_CHECK_PAUSE_MS: u64 = 250;
 /// How often free space is looked at.
 pub const DISK_LOOK_INTERVAL_MS: u64 = 5_000;
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use kvasir_api::Error;
 use kvasir_api::command::{Command, Forwarded, Stamp};
 use kvasir_api::limits;
-use kvasir_machine::{COMMAND_VERSION, Reply, State};
+use kvasir_machine::{FIRST_CLUSTER_VERSION, Reply, State, command_version};
 use kvasir_storage::StorageError;
 use kvasir_storage::folder::DataFolder;
 use kvasir_storage::log::{Log, LogOptions, LogState};
@@ -209,6 +209,7 @@ impl Consensus {
             node_id: identity.node_id,
             waiting: Waiting::new(std::time::SystemTime::now()),
             tail_bytes_max: limits::TAIL_BYTES_MAX,
+            command_version: options.command_version,
             mutant: options.mutant,
         });
         let log_store = LogStore::new(log.clone(), fatal).with(options.mutant);
@@ -254,7 +255,8 @@ impl Consensus {
             Some(Boot::Join { .. }) => BTreeMap::new(),
         };
         boot(&raft, identity.node_id, first).await?;
-        tokio::spawn(members::tend(members.clone(), options.member.clone(), stop.clone()));
+        let mine = Member { command_version: options.command_version, ..options.member.clone() };
+        tokio::spawn(members::tend(members.clone(), mine, stop.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 identity,
@@ -320,7 +322,17 @@ impl Consensus {
             inner.gauge.refuse();
             return Err(Error::TooManyRequests);
         }
-        command.version = COMMAND_VERSION;
+        if let Some(body) = &command.body {
+            command.version = command_version(body);
+            let agreed =
+                if command.version > FIRST_CLUSTER_VERSION { self.state().read().cluster_version() } else { command.version };
+            if command.version > agreed {
+                return Err(Error::Precondition(format!(
+                    "this asks for version {} of the cluster, which is at version {agreed} until every member runs a newer kvasir",
+                    command.version
+                )));
+            }
+        }
         let deadline = Instant::now() + inner.request_timeout;
         loop {
             let (_, leader) = inner.shared.standing.now();

@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     /// Applying waits while more is applied than the state file has taken in.
     pub(crate) tail_bytes_max: usize,
     pub(crate) mutant: Mutant,
+    /// The version of commands that this node knows.
+    pub(crate) command_version: u32,
 }
 
 /// Reads what the state file says it covers.
@@ -181,8 +183,8 @@ impl Shared {
                     new_membership = Some((entry.log_id(), membership.clone()));
                     None
                 }
-                Payload::Normal(proposed) => match proposed.command(entry.index()) {
-                    Ok(command) => Some(command),
+                Payload::Normal(proposed) => match proposed.command(entry.index(), self.command_version) {
+                    Ok(command) => Some(self.mutant.applied(command)),
                     Err(line) => {
                         self.fatal.raise(&*line);
                         return Err(io::Error::new(io::ErrorKind::InvalidData, line.to_string()));

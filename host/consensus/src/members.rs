@@ -123,6 +123,7 @@ impl Members {
 
     async fn add(&self, id: Option<u64>, member: &Member) -> Result<Changed, Error> {
         self.check_urls(id, member)?;
+        self.check_version(member)?;
         let members = self.list();
         if let Some(id) = id
             && members.iter().any(|known| known.id == id)
@@ -289,6 +290,18 @@ impl Members {
             .filter(|known| Some(known.id) != id)
             .any(|known| known.member.peer_urls.iter().any(|url| member.peer_urls.contains(url)));
         if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
+    }
+
+    /// A member that the cluster has left behind would stop at what it is sent. One that was added by name says later what it knows.
+    fn check_version(&self, member: &Member) -> Result<(), Error> {
+        let (knows, needs) = (member.command_version, self.shared.state.read().cluster_version());
+        if knows == 0 || knows >= needs {
+            return Ok(());
+        }
+        let name = &member.name;
+        Err(Error::Precondition(format!(
+            "{name} knows version {knows} of the cluster's commands, and the cluster is at version {needs}: start it with a newer kvasir"
+        )))
     }
 
     /// Puts a change through raft, after any that is under way. While most voters are silent it would be of unknown fate for as long

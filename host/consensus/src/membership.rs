@@ -19,6 +19,8 @@ pub struct Member {
     pub client_urls: Vec<String>,
     /// Whether it is made a voter once it has caught up. Says nothing of a voter.
     pub promote: bool,
+    /// The version of commands that it knows; 0 while it has not said so.
+    pub command_version: u32,
 }
 
 /// A member as the membership has it.
@@ -79,17 +81,19 @@ struct MemberRecord {
     client_urls: Vec<String>,
     #[prost(bool, tag = "5")]
     promote: bool,
+    #[prost(uint32, tag = "6")]
+    command_version: u32,
 }
 
 impl MemberRecord {
     fn new(id: u64, member: &Member) -> Self {
-        let Member { name, peer_urls, client_urls, promote } = member.clone();
-        Self { id, name, peer_urls, client_urls, promote }
+        let Member { name, peer_urls, client_urls, promote, command_version } = member.clone();
+        Self { id, name, peer_urls, client_urls, promote, command_version }
     }
 
     fn into_member(self) -> (u64, Member) {
-        let Self { id, name, peer_urls, client_urls, promote } = self;
-        (id, Member { name, peer_urls, client_urls, promote })
+        let Self { id, name, peer_urls, client_urls, promote, command_version } = self;
+        (id, Member { name, peer_urls, client_urls, promote, command_version })
     }
 }
 
@@ -159,6 +163,7 @@ mod tests {
             peer_urls: vec!["https://a:1".to_owned()],
             client_urls: Vec::new(),
             promote: name == "c",
+            command_version: 3,
         };
         let members = BTreeMap::from([(1, member("a")), (2, member("b")), (3, member("c"))]);
         let joint = Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2])], members).expect("valid");

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** no flag and no message leads here: a node that serves is [`Mutant::None`].
 
+use kvasir_api::command::Command;
+use kvasir_api::command::command::Body;
 use openraft::ReadPolicy;
 
 /// A known bug.
@@ -17,6 +19,8 @@ pub enum Mutant {
     LeaseRead,
     /// A leader that was deposed goes on ending leases, as if it were a client that revokes them.
     RevokeByDeposed,
+    /// What is put is applied with another value than the log has.
+    OtherValues,
     /// A checkpoint does not wait until the log is durable up to it.
     CheckpointAheadOfLog,
 }
@@ -25,5 +29,15 @@ impl Mutant {
     /// How a read finds out that this node leads.
     pub(crate) fn read_policy(self) -> ReadPolicy {
         if self == Self::LeaseRead { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex }
+    }
+
+    /// A command as it is applied.
+    pub(crate) fn applied(self, mut command: Command) -> Command {
+        if self == Self::OtherValues
+            && let Some(Body::Put(put)) = &mut command.body
+        {
+            put.value = "other".into();
+        }
+        command
     }
 }

@@ -47,6 +47,9 @@ pub struct ConsensusOptions {
     pub force_new_cluster: bool,
     /// Wall time for stamps; `None` is the system's.
     pub wall_clock: Option<WallClock>,
+    /// The version of commands that this node says to know.
+    #[doc(hidden)]
+    pub command_version: u32,
     /// A bug that tests put back in.
     #[doc(hidden)]
     pub mutant: Mutant,
@@ -97,6 +100,7 @@ impl ConsensusOptions {
             peers: None,
             force_new_cluster: false,
             wall_clock: None,
+            command_version: kvasir_machine::COMMAND_VERSION,
             mutant: Mutant::None,
         }
     }

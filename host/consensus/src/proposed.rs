@@ -7,7 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvasir_api::command::Command;
+use kvasir_api::command::command::Body;
+use kvasir_api::command::{ClusterVersion, Command};
 use kvasir_machine::{Reply, check_version};
 use prost::Message;
 
@@ -30,15 +31,22 @@ impl Proposed {
         &self.0
     }
 
-    /// The command.
+    /// The command, for a node that knows commands up to a version.
     ///
     /// # Errors
     /// A line for the operator, when the bytes are no command or one that only a newer kvasir understands.
-    pub(crate) fn command(&self, index: u64) -> Result<Command, Arc<str>> {
+    pub(crate) fn command(&self, index: u64, known: u32) -> Result<Command, Arc<str>> {
         let command = Command::decode(self.0.clone()).map_err(|error| {
             Arc::from(format!("log entry {index} is not a command ({error}); restore this node from a backup"))
         })?;
         check_version(&command).map_err(|error| Arc::from(format!("log entry {index}: {error}")))?;
+        if let Some(Body::ClusterVersion(ClusterVersion { version })) = command.body
+            && version > known
+        {
+            return Err(Arc::from(format!(
+                "log entry {index} raises the cluster to version {version}, and this kvasir knows up to {known}: start a newer one"
+            )));
+        }
         Ok(command)
     }
 }

@@ -123,6 +123,7 @@ fn shared_on(disk: Arc<dyn Disk>, dir: &Path) -> Arc<Shared> {
         node_id: 1,
         waiting: Waiting::new(std::time::SystemTime::now()),
         tail_bytes_max: usize::MAX,
+        command_version: kvasir_machine::COMMAND_VERSION,
         mutant: crate::Mutant::None,
     })
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::compact;
+use crate::corruption::{self, Hashed};
 use crate::fill::Holds;
 use crate::lease;
 use crate::lock::Lines;
@@ -22,6 +23,7 @@ use crate::metrics::{Counters, EngineMetrics};
 use crate::options::{EngineOptions, StartError};
 use crate::slack::Slack;
 use crate::space;
+use crate::version;
 use crate::watch::Hub;
 
 /// How long a node may take to replay and elect.
@@ -47,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) lines: Mutex<Lines>,
     pub(crate) holds: Arc<Holds>,
     pub(crate) slack: Slack,
+    pub(crate) hashed: Mutex<Hashed>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -148,6 +151,7 @@ impl Engine {
                 lines: Mutex::default(),
                 holds: Arc::default(),
                 slack: Slack::default(),
+                hashed: Mutex::default(),
             }),
         };
         if let Some(term) = engine.consensus().leading_term()
@@ -163,6 +167,8 @@ impl Engine {
         engine.inner.tasks.spawn(lease::stamp(engine.clone()));
         engine.inner.tasks.spawn(compact::delete(engine.clone()));
         engine.inner.tasks.spawn(space::watch(engine.clone()));
+        engine.inner.tasks.spawn(corruption::compare(engine.clone()));
+        engine.inner.tasks.spawn(version::raise(engine.clone()));
         Ok(engine)
     }
 
@@ -281,6 +287,7 @@ impl Engine {
             is_leader: status.is_leader,
             is_learner: self.is_learner(),
             has_leader: status.leader.is_some(),
+            cluster_version: u64::from(self.cluster_version()),
             raft_term: status.term,
             log_index: status.last_log_index,
             committed_index: status.committed_index,
@@ -328,6 +335,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
             peer_urls: options.peer_urls.clone(),
             client_urls: options.client_urls.clone(),
             promote: false,
+            command_version: options.command_version,
         },
         peers: options.peers.clone(),
         force_new_cluster: options.force_new_cluster,
@@ -339,6 +347,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
         log: options.log.clone(),
         store: options.store.clone(),
         wall_clock: options.wall_clock.clone(),
+        command_version: options.command_version,
         mutant: options.mutant,
         ..ConsensusOptions::new(options.data_dir.clone(), Arc::clone(&options.disk))
     }

@@ -5,13 +5,19 @@
 //!
 //! **Invariant:** a hash is over the live keys of one revision, in order, each with its revisions, version, lease and value.
 
+use bytes::Bytes;
 use kvasir_api::Error;
-use kvasir_api::etcdserverpb::{HashKvRequest, HashKvResponse, HashRequest, HashResponse, RangeRequest};
+use kvasir_api::etcdserverpb::{HashKvRequest, HashKvResponse, HashRequest, HashResponse};
+use kvasir_api::limits::{RANGE_RESTARTS_MAX, RANGE_SLICE_KEYS};
 use kvasir_consensus::blocking;
+use kvasir_machine::{Item, RangeReply};
 
 use crate::authorise;
 use crate::caller::Caller;
 use crate::engine::Engine;
+
+/// etcd's way to say "all keys", as a key and as its range's end.
+const EVERYTHING: &[u8] = b"\0";
 
 /// 32-bit FNV-1a.
 struct Fnv(u32);
@@ -26,6 +32,15 @@ impl Fnv {
             self.0 = (self.0 ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
         }
     }
+
+    fn item(&mut self, item: Item) {
+        let kv = item.into_key_value();
+        self.bytes(&kv.key);
+        for number in [kv.create_revision, kv.mod_revision, kv.version, kv.lease] {
+            self.bytes(&number.to_le_bytes());
+        }
+        self.bytes(&kv.value);
+    }
 }
 
 impl Engine {
@@ -35,33 +50,58 @@ impl Engine {
     /// `Compacted`, `FutureRevision`, `PermissionDenied`.
     pub async fn hash_kv(&self, caller: &Caller, request: HashKvRequest) -> Result<HashKvResponse, Error> {
         authorise::allow_operator(caller)?;
-        let (current, compacted) = {
-            let state = self.consensus().state().read();
-            (state.revision(), state.compact_revision())
-        };
-        let at = if request.revision == 0 { i64::try_from(current).unwrap_or(i64::MAX) } else { request.revision };
-        let all = bytes::Bytes::from_static(b"\0");
-        let range = RangeRequest { key: all.clone(), range_end: all, revision: at, ..RangeRequest::default() };
-        let found = self.read(caller.tenant, &range).await?;
-        let hash = blocking(self.consensus().store().is_driven(), move || {
-            let mut hash = Fnv::new();
-            for item in found.items {
-                let kv = item.into_key_value();
-                hash.bytes(&kv.key);
-                for number in [kv.create_revision, kv.mod_revision, kv.version, kv.lease] {
-                    hash.bytes(&number.to_le_bytes());
-                }
-                hash.bytes(&kv.value);
+        let mut tries = RANGE_RESTARTS_MAX;
+        let (current, compacted, at, hash) = loop {
+            let (current, compacted) = {
+                let state = self.consensus().state().read();
+                (state.revision(), state.compact_revision())
+            };
+            let named = u64::try_from(request.revision).ok().filter(|revision| *revision > 0);
+            let at = named.unwrap_or(current);
+            match self.hash_at(vec![caller.tenant], at).await {
+                // Whoever asks for the present named no revision that could go.
+                Err(Error::Compacted) if named.is_none() && tries > 0 => tries -= 1,
+                hash => break (current, compacted, at, hash?),
             }
-            hash.0
-        });
+        };
         Ok(HashKvResponse {
             header: Some(self.header_at(current)),
-            hash: hash.await.map_err(|error| Error::Internal(error.to_string()))?,
+            hash,
             // etcd says -1 for "never compacted".
             compact_revision: if compacted == 0 { -1 } else { i64::try_from(compacted).unwrap_or(i64::MAX) },
-            hash_revision: at,
+            hash_revision: i64::try_from(at).unwrap_or(i64::MAX),
         })
+    }
+
+    /// A hash of what was live at a revision, read in slices of which one is in memory at a time.
+    pub(crate) async fn hash_at(&self, tenants: Vec<u64>, at: u64) -> Result<u32, Error> {
+        let mut hash = Fnv::new();
+        for tenant in tenants {
+            let mut after: Option<Bytes> = None;
+            loop {
+                // The lock is gone before what was found is looked at.
+                let slice = self.consensus().state().read().range_slice(
+                    tenant,
+                    EVERYTHING,
+                    EVERYTHING,
+                    at,
+                    after.as_deref(),
+                    RANGE_SLICE_KEYS,
+                )?;
+                let found = RangeReply { revision: at, items: slice.items, ..RangeReply::default() };
+                let found = self.fill_range(found).await?;
+                let hashed = blocking(self.consensus().store().is_driven(), move || {
+                    found.items.into_iter().for_each(|item| hash.item(item));
+                    hash
+                });
+                hash = hashed.await.map_err(|error| Error::Internal(error.to_string()))?;
+                after = slice.more;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(hash.0)
     }
 
     /// A hash of the live keys now.

@@ -134,6 +134,7 @@ kvasir_api::metrics! {
         leases: u64 = Gauge "kvasir_leases", "Leases in force.";
         lock_waiters: u64 = Gauge "kvasir_lock_waiters", "Callers waiting for a lock.";
         compactions: u64 = Counter "kvasir_compactions_total", "Compactions asked for.";
+        cluster_version: u64 = Gauge "kvasir_cluster_version", "Version of commands that every member knows.";
         raft_term: u64 = Gauge "kvasir_raft_term", "Raft's term.";
         log_index: u64 = Gauge "kvasir_raft_log_index", "Last entry of the raft log.";
         checkpoint_index: u64 = Gauge "kvasir_checkpoint_index", "Last entry that a durable checkpoint covers.";

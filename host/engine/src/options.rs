@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvasir_api::limits;
 use kvasir_consensus::{Mutant, PeerOptions, WallClock};
+use kvasir_machine::COMMAND_VERSION;
 use kvasir_storage::disk::Disk;
 use kvasir_storage::log::LogOptions;
 use kvasir_storage::state::StoreOptions;
@@ -38,6 +40,8 @@ pub struct EngineOptions {
     pub request_timeout_ms: u64,
     /// How often the disk's free space is looked at, in milliseconds.
     pub disk_look_interval_ms: u64,
+    /// How often the leader compares what the members hold; `None`: never.
+    pub corrupt_check_interval: Option<Duration>,
     /// How often expired leases are looked for, in milliseconds.
     pub lease_scan_interval_ms: u64,
     /// While leases are outstanding a stamp is replicated at least so often, in milliseconds.
@@ -50,6 +54,9 @@ pub struct EngineOptions {
     pub watch_stream_queue_max: usize,
     /// Log entries kept below the last durable checkpoint.
     pub log_keep_entries: u64,
+    /// The version of commands that this node says to know.
+    #[doc(hidden)]
+    pub command_version: u32,
     /// A bug that tests put back in.
     #[doc(hidden)]
     pub mutant: Mutant,
@@ -78,12 +85,14 @@ impl EngineOptions {
             election_ms: 1_000,
             request_timeout_ms: limits::REQUEST_TIMEOUT_MS,
             disk_look_interval_ms: limits::DISK_LOOK_INTERVAL_MS,
+            corrupt_check_interval: None,
             lease_scan_interval_ms: limits::LEASE_SCAN_INTERVAL_MS,
             lease_stamp_interval_ms: limits::LEASE_STAMP_INTERVAL_MS,
             watch_progress_interval_ms: limits::WATCH_PROGRESS_INTERVAL_MS,
             watch_ring_bytes_max: limits::WATCH_RING_BYTES_MAX,
             watch_stream_queue_max: limits::WATCH_STREAM_QUEUE_MAX,
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
+            command_version: COMMAND_VERSION,
             mutant: Mutant::None,
             log: LogOptions::default(),
             store: StoreOptions::default(),

@@ -156,6 +156,7 @@ impl State {
             Body::AuthoritySet(request) => self.apply_authority_set(request, effects),
             Body::TriggerControl(request) => self.apply_trigger_control(request, effects),
             Body::TaskDone(request) => Ok(self.apply_task_done(request, effects)),
+            Body::ClusterVersion(request) => Ok(self.apply_cluster_version(request, effects)),
         }
     }
 

@@ -2,9 +2,9 @@
 //!
 //! What replicas need not have in common is left out: versions that were trimmed here and not there, and notes of garbage.
 
-use crate::State;
 use crate::mvcc::index::{Span, Version};
 use crate::registry::TriggerEntry;
+use crate::{FIRST_CLUSTER_VERSION, State};
 
 /// 64-bit FNV-1a: simple, and the same everywhere.
 struct Fnv(u64);
@@ -111,6 +111,9 @@ impl State {
         for token in self.tokens() {
             out.number(token.id);
             out.bytes(&token.encode());
+        }
+        if self.cluster_version > FIRST_CLUSTER_VERSION {
+            out.number(u64::from(self.cluster_version));
         }
         if let Some(authorities) = self.authorities() {
             out.bytes(&authorities.encode());

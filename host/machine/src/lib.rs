@@ -43,6 +43,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod token;
+mod version;
 
 pub use apply::{COMMAND_VERSION, EntryId, UnsupportedCommand, check_version};
 pub use authority::Authorities;
@@ -63,3 +64,4 @@ pub use row::Row;
 pub use state::State;
 pub use table::{DeadLetterRecord, Table, blob_chunk_key, dead_letter_key, read_dead_letter_key};
 pub use token::{TokenRecord, TokenUsed};
+pub use version::{FIRST_CLUSTER_VERSION, command_version};

@@ -290,6 +290,11 @@ pub enum Reply {
         /// Member and etcd's `AlarmType`: what is raised now, or was until now; `None` when nothing matched.
         alarm: Option<(u64, i32)>,
     },
+    /// `ClusterVersion`.
+    ClusterVersion {
+        /// The revision, unchanged.
+        revision: u64,
+    },
     /// A quota was set.
     QuotaSet {
         /// The store's revision.
@@ -402,6 +407,7 @@ impl Reply {
             | Self::LeaseRenew { revision, .. }
             | Self::Alarm { revision, .. }
             | Self::QuotaSet { revision }
+            | Self::ClusterVersion { revision }
             | Self::BlobChunk { revision, .. }
             | Self::Plugin { revision, .. }
             | Self::Assign { revision, .. }

@@ -15,6 +15,7 @@ use crate::mvcc::index::{KeyRecord, unbury};
 use crate::registry::{PluginRecord, TriggerEntry, TriggerKey, TriggerRecord};
 use crate::state::{Mark, Meta};
 use crate::table::{self, DeadLetterRecord};
+use crate::version;
 use crate::{Rev, Row, State, Table, TokenRecord, quota};
 
 /// A state being rebuilt. Rows of the small tables come in any order, before or after the rows of history, which ascend.
@@ -47,6 +48,7 @@ impl Restore {
             Table::Meta if key.starts_with(table::META_MARK) => {
                 state.marks.insert(table::read_mark_key(key)?, Mark::decode(value)?);
             }
+            Table::Meta if key == table::META_CLUSTER_VERSION => state.cluster_version = version::decode(value)?,
             Table::Meta if key == table::META_AUTHORITIES => state.authorities = Some(Authorities::decode(value)?),
             Table::Meta => {
                 let tenant = table::read_quota_key(key)?;

@@ -65,6 +65,7 @@ pub struct State {
     pub(crate) alarms: BTreeSet<(u64, i32)>,
     pub(crate) tokens: Tokens,
     pub(crate) authorities: Option<Authorities>,
+    pub(crate) cluster_version: u32,
     pub(crate) trim: Trim,
     pub(crate) hold: Hold,
 }
@@ -100,6 +101,7 @@ impl State {
             alarms: BTreeSet::new(),
             tokens: Tokens::new(),
             authorities: None,
+            cluster_version: crate::FIRST_CLUSTER_VERSION,
             trim: Trim::default(),
             hold: Hold { revisions_max: limits::CURSOR_HOLD_REVISIONS_MAX, bytes_max: limits::CURSOR_HOLD_BYTES_MAX },
         }
@@ -133,6 +135,11 @@ impl State {
     /// Live keys of a tenant.
     pub fn live_keys(&self, tenant: u64) -> u64 {
         self.spaces.get(&tenant).map_or(0, |space| space.live.len() as u64)
+    }
+
+    /// The tenants that have, or had, keys; in order.
+    pub fn tenants(&self) -> impl Iterator<Item = u64> {
+        self.spaces.keys().copied()
     }
 
     /// Raised alarms: member and etcd's `AlarmType`. When a write does not fit the quota, the member is the leader that proposed it.

@@ -46,6 +46,7 @@ pub(crate) const META_STATE: &[u8] = b"state";
 pub(crate) const META_MARK: &[u8] = b"mark/";
 pub(crate) const META_QUOTA: &[u8] = b"quota/";
 pub(crate) const META_AUTHORITIES: &[u8] = b"authorities";
+pub(crate) const META_CLUSTER_VERSION: &[u8] = b"version";
 
 /// A small replicated table. The number of each is its place in file formats and never changes.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -89,6 +89,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "BYTES",
         "Logical bytes stored before writes are refused; 0 means the default [default: 2 GiB, or a quarter of RAM if that is less]",
     ),
+    setting(
+        "corrupt-check-time",
+        "DURATION",
+        "How often the leader compares what the members hold and raises CORRUPT for one that differs; 0s: never [default: 0s]",
+    ),
     setting("heartbeat-interval", "MS", "Milliseconds between heartbeats of the leader [default: 100]"),
     setting("election-timeout", "MS", "Milliseconds without a heartbeat before an election [default: 1000]"),
     setting("max-concurrent-streams", "COUNT", "Streams that one client connection may have open at once [default: 100000]"),
@@ -125,6 +130,8 @@ pub(crate) struct Config {
     pub(crate) force_new_cluster: bool,
     /// Logical bytes; `None`: the default.
     pub(crate) quota_bytes: Option<u64>,
+    /// Between two comparisons of the members; `None`: never.
+    pub(crate) corrupt_check_interval: Option<Duration>,
     /// The leader's heartbeat, in milliseconds.
     pub(crate) heartbeat_ms: u64,
     /// Election timeout, in milliseconds.
@@ -242,6 +249,7 @@ impl Config {
                 ),
             });
         }
+        let corrupt_check = parse::or(given, "corrupt-check-time", Duration::ZERO, parse::duration)?;
         let keepalive = parse::or(given, "grpc-keepalive-interval", Duration::from_secs(2 * 3600), parse::duration)?;
         let name = parse::or(given, "name", "default".to_owned(), parse::name)?;
         Ok(Config {
@@ -253,6 +261,7 @@ impl Config {
             advertise: parse::or(given, "advertise-client-urls", Vec::new(), parse::advertise)?,
             force_new_cluster: parse::or(given, "force-new-cluster", false, parse::yes_or_no)?,
             quota_bytes: Some(parse::or(given, "quota-backend-bytes", 0, parse::bytes)?).filter(|bytes| *bytes > 0),
+            corrupt_check_interval: (!corrupt_check.is_zero()).then_some(corrupt_check),
             heartbeat_ms,
             election_ms,
             streams_max: parse::or(given, "max-concurrent-streams", 100_000, parse::count)?,

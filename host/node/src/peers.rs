@@ -85,6 +85,7 @@ pub(crate) async fn start(config: &Config, me: &Member, socket: UdpSocket) -> Re
     options.peer_urls.clone_from(&me.peer_urls);
     options.client_urls.clone_from(&me.client_urls);
     options.quota_bytes = Some(config.quota_bytes.unwrap_or_else(memory::quota_default));
+    options.corrupt_check_interval = config.corrupt_check_interval;
     options.heartbeat_ms = config.heartbeat_ms;
     options.election_ms = config.election_ms;
     options.wall_clock = wall::clock();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kvasir_api::limits;
 use kvasir_consensus::Member;
+use kvasir_engine::COMMAND_VERSION;
 use kvasir_plugins::{PluginHost, PluginHostOptions, THREAD_NAME_PREFIX};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -54,6 +55,7 @@ async fn live(config: Config, signals: &mut Signals) -> Result<(), String> {
         name: config.name.clone(),
         peer_urls: peers::advertised(&config.peers.advertise, peer_address),
         client_urls: advertised(&config, &listeners),
+        command_version: COMMAND_VERSION,
         ..Member::default()
     };
 

@@ -342,6 +342,7 @@ fn again(table: Table, key: &[u8], value: &Bytes) -> Option<Vec<u8>> {
     Some(match table {
         Table::Meta if key == b"state" => Meta::decode(value).ok()?.encode(),
         Table::Meta if key.starts_with(b"mark/") => Mark::decode(value).ok()?.encode(),
+        Table::Meta if key == b"version" => crate::version::encode(crate::version::decode(value).ok()?),
         Table::Meta if key == b"authorities" => crate::authority::Authorities::decode(value).ok()?.encode(),
         Table::Token => crate::TokenRecord::decode(key, value).ok()?.encode(),
         Table::Meta => crate::table::encode_quota(crate::table::decode_quota(value).ok()?),

@@ -175,3 +175,18 @@ fn a_value_that_is_a_small_part_of_its_command_is_copied_and_a_large_part_is_not
     machine.run(Body::Put(PutRequest { key: bytes(&key), value: small.clone(), ..Default::default() }));
     assert_ne!(machine.last.changes[0].row.value.as_ptr(), small.as_ptr());
 }
+
+#[test]
+fn the_cluster_version_rises_and_never_falls_and_a_restored_state_has_it() {
+    use kvasir_api::command::ClusterVersion;
+    let mut machine = Machine::new();
+    assert_eq!(machine.state.cluster_version(), crate::FIRST_CLUSTER_VERSION);
+    for (asked, then) in [(1, 1), (3, 3), (2, 3)] {
+        machine.run(Body::ClusterVersion(ClusterVersion { version: asked }));
+        assert_eq!(machine.state.cluster_version(), then);
+    }
+    let row = machine.tables[&(crate::Table::Meta, bytes("version"))].clone();
+    // This kvasir does not know version 3, and does not start with it.
+    let refused = crate::State::restore().table_row(crate::Table::Meta, b"version", &row.into()).unwrap_err();
+    assert!(refused.to_string().contains("version 3 is not known"), "{refused}");
+}

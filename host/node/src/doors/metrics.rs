@@ -12,7 +12,12 @@ use kvasir_api::metrics::{Kind, Sample};
 use kvasir_engine::EngineMetrics;
 use kvasir_plugins::PluginMetrics;
 
-pub(super) fn text(engine: &EngineMetrics, host: &PluginMetrics, plugins: &[PluginStatus]) -> String {
+pub(super) fn text(
+    engine: &EngineMetrics,
+    host: &PluginMetrics,
+    plugins: &[PluginStatus],
+    certificate_ends_s: Option<u64>,
+) -> String {
     let mut text = String::with_capacity(16 * 1024);
     for sample in engine.samples().into_iter().chain(host.samples()) {
         write_sample(&mut text, sample);
@@ -21,6 +26,10 @@ pub(super) fn text(engine: &EngineMetrics, host: &PluginMetrics, plugins: &[Plug
     write_family(&mut text, "etcd_server_version", Kind::Gauge, "Version of etcd's API that is served.", [(version, 1)]);
     let own = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     write_family(&mut text, "kvasir_build_info", Kind::Gauge, "Version of kvasir.", [(own, 1)]);
+    let help = "When the certificate that this node shows to the other members ends, in seconds since 1970.";
+    if let Some(ends) = certificate_ends_s {
+        write_gauge(&mut text, "kvasir_peer_certificate_not_after_seconds", help, ends);
+    }
     write_process(&mut text);
     write_plugins(&mut text, plugins);
     text
@@ -100,7 +109,8 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), samples.len());
-        let text = text(&engine, &PluginMetrics::default(), &[]);
+        let text = text(&engine, &PluginMetrics::default(), &[], Some(1_800_000_000));
+        assert!(text.contains("kvasir_peer_certificate_not_after_seconds 1800000000\n"), "{text}");
         let put = "# TYPE etcd_mvcc_put_total counter\netcd_mvcc_put_total 7\n";
         assert!(text.contains(put), "{text}");
     }

@@ -41,7 +41,10 @@ async fn version() -> Response {
 
 async fn metrics_page(State(door): State<Door>) -> Response {
     // What the kernel is asked for may block.
-    let read = move || metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list_here().plugins);
+    let read = move || {
+        let certificate_ends_s = door.identity.as_ref().map(|identity| identity.certificate_not_after_ms() / 1_000);
+        metrics::text(&door.engine.metrics(), &door.plugins.metrics(), &door.plugins.list_here().plugins, certificate_ends_s)
+    };
     let Ok(text) = tokio::task::spawn_blocking(read).await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the node is stopping\n").into_response();
     };

@@ -35,6 +35,7 @@ pub(super) async fn join(folder: &Folder, token: &JoinToken, learner: bool, me: 
         peer_urls: me.peer_urls.clone(),
         client_urls: me.client_urls.clone(),
         learner,
+        command_version: me.command_version,
     };
     let request = Bytes::from(request.encode_to_vec());
     let deadline = tokio::time::Instant::now() + Duration::from_millis(limits::JOIN_TIMEOUT_MS);

@@ -11,8 +11,8 @@ use kvasir_api::kvasir::peer::member_answer::Answer;
 use kvasir_api::kvasir::peer::member_ask::Ask;
 use kvasir_api::kvasir::peer::refused::Kind;
 use kvasir_api::kvasir::peer::{
-    AuthorityKey, HandedKey, IdentityStanding, JoinAnswer, JoinRequest, Joined, Kept, MemberAnswer, MemberAsk, Refused, Signed,
-    join_answer,
+    AuthorityKey, HandedKey, HashAnswer, IdentityStanding, JoinAnswer, JoinRequest, Joined, Kept, MemberAnswer, MemberAsk,
+    Refused, Signed, join_answer,
 };
 use kvasir_api::{Error, limits};
 use kvasir_consensus::{Attendant, Member};
@@ -45,6 +45,11 @@ impl Attendant for Identity {
                 Ok(Some(Ask::Key(request))) => identity.key_for(from, &request.fingerprint),
                 Ok(Some(Ask::Standing(_))) => Answer::Standing(identity.standing()),
                 Ok(Some(Ask::Keep(handed))) => identity.keep_key(handed).await,
+                Ok(Some(Ask::Hash(ask))) => match identity.inner.engine.member_hash(ask.revision) {
+                    Some(Ok(hash)) => Answer::Hash(HashAnswer { hash }),
+                    Some(Err(error)) => refused(Kind::Request, error.to_string()),
+                    None => refused(Kind::TryAgain, "it is not known yet"),
+                },
                 // What is none of these may be the plugin host's: its questions have other fields.
                 Ok(None) if identity.inner.plugins.get().is_some() => {
                     return identity.inner.plugins.get().map(|plugins| plugins.answer(&request)).unwrap_or_default();
@@ -122,7 +127,7 @@ impl Identity {
             return refuse(
                 Kind::TryAgain,
                 "the leader has not got the key of the cluster's authority; if no voter has it, make another authority with \
-                 `kvasir cert rotate`",
+                 `kvasir cert rotate-authority`",
             );
         };
         // Before the token is used up, and again after a lost answer, when the member with that name is the asker itself.
@@ -264,7 +269,7 @@ impl Identity {
 
 /// The member that somebody says to be.
 fn checked(request: &JoinRequest) -> Result<Member, String> {
-    let JoinRequest { name, peer_urls, client_urls, learner, .. } = request;
+    let JoinRequest { name, peer_urls, client_urls, learner, command_version, .. } = request;
     if name.is_empty() || name.len() > limits::MEMBER_NAME_BYTES_MAX {
         return Err("a member has a name: give --name".to_owned());
     }
@@ -281,5 +286,11 @@ fn checked(request: &JoinRequest) -> Result<Member, String> {
         .iter()
         .map(|url| url_of(url).map_err(|error| format!("--initial-advertise-peer-urls {url:?} {error}")))
         .collect::<Result<_, _>>()?;
-    Ok(Member { name: name.clone(), peer_urls, client_urls: client_urls.clone(), promote: !learner })
+    Ok(Member {
+        name: name.clone(),
+        peer_urls,
+        client_urls: client_urls.clone(),
+        promote: !learner,
+        command_version: *command_version,
+    })
 }

@@ -35,7 +35,7 @@ impl Image {
         self.len = self.len.max(offset + data.len() as u64);
         for_pages(offset, data.len(), |page, within, range| {
             let part = &data[range];
-            if !self.pages.contains_key(&page) && part.iter().all(|byte| *byte == 0) {
+            if !self.pages.contains_key(&page) && is_zero(part) {
                 return;
             }
             let bytes = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE as usize]));
@@ -44,12 +44,15 @@ impl Image {
     }
 
     fn write_zeros(&mut self, offset: u64, len: u64) {
-        const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
-        let mut at = offset;
-        while at < offset + len {
-            let part = (PAGE - at % PAGE).min(offset + len - at);
-            self.write(at, &ZEROS[..part as usize]);
-            at += part;
+        if len == 0 {
+            return;
+        }
+        self.len = self.len.max(offset + len);
+        let touched = offset / PAGE..(offset + len).div_ceil(PAGE);
+        for (page, bytes) in self.pages.range_mut(touched) {
+            let begin = offset.saturating_sub(page * PAGE);
+            let end = (offset + len - page * PAGE).min(PAGE);
+            Arc::make_mut(bytes)[begin as usize..end as usize].fill(0);
         }
     }
 
@@ -60,6 +63,11 @@ impl Image {
         }
         self.len = len;
     }
+}
+
+/// Looked at in blocks, which the processor does at once.
+fn is_zero(data: &[u8]) -> bool {
+    data.chunks(256).all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Calls `each(page, offset in the page, range of the data)` for each page that `len` bytes at `offset` touch.
@@ -84,20 +92,13 @@ pub(super) enum Pending {
 
 impl Pending {
     pub(super) fn write(offset: u64, data: &[u8]) -> Self {
-        if data.iter().all(|byte| *byte == 0) {
-            Self::Zeros { offset, len: data.len() as u64 }
-        } else {
-            Self::Write { offset, data: data.to_vec() }
-        }
+        if is_zero(data) { Self::Zeros { offset, len: data.len() as u64 } } else { Self::Write { offset, data: data.to_vec() } }
     }
 
     pub(super) fn apply(&self, image: &mut Image) {
         match self {
             Self::Write { offset, data } => image.write(*offset, data),
-            Self::Zeros { offset, len } => {
-                image.write_zeros(*offset, *len);
-                image.len = image.len.max(offset + len);
-            }
+            Self::Zeros { offset, len } => image.write_zeros(*offset, *len),
             Self::SetLen(len) => image.set_len(*len),
         }
     }
