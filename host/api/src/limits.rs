@@ -98,6 +98,13 @@ pub const STATE_COMMIT_LINGER_MS: u64 = 50;
 pub const SNAPSHOT_BLOCK_BYTES: usize = 256 * 1024;
 /// ... and a block that claims more than this is refused.
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long an exported snapshot stays after it was last sent of, and the log behind it with it, so that a transfer that broke goes on
+/// and the member that was brought up finds what comes next (etcd keeps the log for as long).
+pub const SNAPSHOT_HOLD_MS: u64 = 30_000;
+/// ... unless the log weighs more than this.
+pub const SNAPSHOT_HOLD_LOG_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// How long the part of a snapshot stays that has come of a transfer that broke.
+pub const SNAPSHOT_PART_KEEP_MS: u64 = 600_000;
 /// Room kept aside on the data folder's disk, given back to the node when the disk is full.
 pub const BALLAST_BYTES: u64 = 16 * 1024 * 1024;
 /// A durable checkpoint is made after so many bytes of history ...

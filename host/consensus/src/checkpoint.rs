@@ -1,7 +1,8 @@
 //! The checkpointer: tells openraft of durable checkpoints and purges the log below them.
 //!
 //! The store makes checkpoints durable by itself, by bytes and by age. When one is far enough ahead of what the log still holds,
-//! openraft is asked for a snapshot (which is a durable checkpoint) and the log is purged below it.
+//! openraft is asked for a snapshot (which is a durable checkpoint) and the log is purged below it, but not above a snapshot that a
+//! member is being sent.
 //!
 //! **Invariant:** nothing above the last durable checkpoint is ever purged, nor anything near what openraft knows to be applied:
 //! its core panics when a purge overtakes its own view of applied (openraft #2116), and that view trails the state machine's.
@@ -62,7 +63,8 @@ async fn look(raft: &Raft, shared: &Shared, mut keep: Keep) -> Result<(), ()> {
     // Only when it is worth it: as much again as is kept.
     let many = durable >= purged.saturating_add(keep.entries.saturating_mul(2).max(1));
     let heavy = shared.log.live_bytes() > keep.bytes.saturating_mul(2);
-    if !many && !heavy {
+    let held = shared.snapshots.held(shared.log.live_bytes()).unwrap_or(u64::MAX);
+    if (!many && !heavy) || held <= purged {
         return Ok(());
     }
     raft.trigger().snapshot().await.map_err(|_| ())?;
@@ -77,7 +79,7 @@ async fn look(raft: &Raft, shared: &Shared, mut keep: Keep) -> Result<(), ()> {
     let covered = snapshot.min(durable).min(applied);
     // However heavy: what is nearest to applied stays.
     let light = shared.log.newest_within(keep.bytes).saturating_sub(1).min(covered.saturating_sub(KEEP_ENTRIES_MIN));
-    let upto = covered.saturating_sub(keep.entries).max(light);
+    let upto = covered.saturating_sub(keep.entries).max(light).min(held);
     if upto > purged {
         raft.trigger().purge_log(upto).await.map_err(|_| ())?;
     }

@@ -330,7 +330,8 @@ impl RaftStateMachine<Kinds> for Machine {
         &mut self,
     ) -> Result<Option<Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, Member, SnapshotData>>, io::Error>
     {
-        let meta = self.shared.snapshot.lock().clone();
+        // One that is being sent is gone on with: it is as good as the latest, with the log that is kept for it.
+        let meta = self.shared.snapshots.sending().or_else(|| self.shared.snapshot.lock().clone());
         Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::of_store(Arc::clone(&self.shared.snapshots)) }))
     }
 }

@@ -3,17 +3,24 @@
 //! Building one *is* making the state durable; the file is written only when a transfer asks for it, from the state file, to a
 //! file. Installing one makes the state durable before it says so.
 //!
-//! **Invariant:** a snapshot's log id is never above the last durable checkpoint, so purging below it loses nothing.
+//! A file that is being sent, or was until just now, is what raft is told of and what the next transfer sends: one that broke goes
+//! on where it was, and the log is not purged above it, so that who was brought up by it finds what comes next.
+//!
+//! **Invariant:** a snapshot's log id is never above the last durable checkpoint, so purging below it loses nothing; what is sent
+//! covers at least what raft was told it does.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
+use kvasir_api::limits;
 use kvasir_storage::StorageError;
 use kvasir_storage::disk::{Disk, DiskFile};
 use kvasir_storage::state::{Prepared, Store};
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
+use parking_lot::Mutex;
 
 use crate::kinds::{Kinds, SnapshotMeta};
 use crate::machine::{Shared, applied_from};
@@ -24,6 +31,24 @@ pub(crate) struct Snapshots {
     dir: PathBuf,
     store: Store,
     exported: AtomicU64,
+    /// What tells this process' files from those of an earlier one.
+    nonce: u64,
+    outgoing: Mutex<Option<Outgoing>>,
+    part: Mutex<Option<Part>>,
+}
+
+/// The file that is being sent, or was until lately.
+struct Outgoing {
+    file: Arc<SnapshotFile>,
+    used: Instant,
+}
+
+/// What came of a transfer that broke.
+struct Part {
+    from: u64,
+    number: u64,
+    since: Instant,
+    incoming: Incoming,
 }
 
 impl Snapshots {
@@ -36,7 +61,10 @@ impl Snapshots {
             let path = dir.join(name);
             disk.remove(&path).map_err(|source| StorageError::io(&path, "remove a leftover snapshot", source))?;
         }
-        Ok(Self { disk, dir, store, exported: AtomicU64::new(0) })
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nonce = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let (exported, outgoing, part) = (AtomicU64::new(0), Mutex::new(None), Mutex::new(None));
+        Ok(Self { disk, dir, store, exported, nonce, outgoing, part })
     }
 
     /// Exports the state at a fresh checkpoint to a file of its own. Blocking.
@@ -48,19 +76,71 @@ impl Snapshots {
         let number = self.exported.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{number}.snap"));
         let info = self.store.export(&path)?;
-        let mut file = SnapshotFile { disk: Arc::clone(&self.disk), path, meta: SnapshotMeta::default() };
+        let mut file = SnapshotFile {
+            disk: Arc::clone(&self.disk),
+            path,
+            number: self.nonce.wrapping_add(number),
+            meta: SnapshotMeta::default(),
+        };
         let (log_id, membership) = applied_from(&info.applied)?;
         file.meta = meta(log_id, membership);
         Ok(file)
     }
-}
 
-impl Snapshots {
+    /// The file to send to a member that is to get at least what `meta` covers: the one that is being sent, or a new one. Blocking.
+    ///
+    /// # Errors
+    /// As [`Snapshots::export`].
+    pub(crate) fn to_send(&self, meta: &SnapshotMeta) -> io::Result<Arc<SnapshotFile>> {
+        if let Some(outgoing) = &mut *self.outgoing.lock()
+            && outgoing.file.meta.last_log_id >= meta.last_log_id
+        {
+            outgoing.used = Instant::now();
+            return Ok(Arc::clone(&outgoing.file));
+        }
+        let file = Arc::new(self.export()?);
+        *self.outgoing.lock() = Some(Outgoing { file: Arc::clone(&file), used: Instant::now() });
+        Ok(file)
+    }
+
+    /// What the file covers that is being sent, if there is one.
+    pub(crate) fn sending(&self) -> Option<SnapshotMeta> {
+        self.outgoing.lock().as_ref().map(|outgoing| outgoing.file.meta.clone())
+    }
+
+    /// Above which entry the log must stay, `log_bytes` heavy as it is; forgets what nobody came back for.
+    pub(crate) fn held(&self, log_bytes: u64) -> Option<u64> {
+        let expired = |since: Instant, after_ms: u64| since.elapsed() > Duration::from_millis(after_ms);
+        self.part.lock().take_if(|part| expired(part.since, limits::SNAPSHOT_PART_KEEP_MS));
+        let mut outgoing = self.outgoing.lock();
+        outgoing.take_if(|outgoing| {
+            expired(outgoing.used, limits::SNAPSHOT_HOLD_MS) || log_bytes > limits::SNAPSHOT_HOLD_LOG_BYTES_MAX
+        });
+        outgoing.as_ref().map(|outgoing| outgoing.file.meta.last_log_id.as_ref().map_or(0, |id| id.index))
+    }
+
+    /// Keeps what has come of a transfer that broke, for the next one of the same file.
+    pub(crate) fn set_aside(&self, from: u64, number: u64, incoming: Incoming) {
+        *self.part.lock() = Some(Part { from, number, since: Instant::now(), incoming });
+    }
+
+    /// What is here of a file, or a new file for it, `length` bytes long. Blocking.
+    ///
+    /// # Errors
+    /// As [`Snapshots::receive`].
+    pub(crate) fn go_on(&self, from: u64, number: u64, length: u64) -> io::Result<Incoming> {
+        let part = self.part.lock().take();
+        match part.filter(|part| (part.from, part.number, part.incoming.length) == (from, number, length)) {
+            Some(part) => Ok(part.incoming),
+            None => self.receive(length),
+        }
+    }
+
     /// A file for a snapshot of `length` bytes that is about to come. Blocking.
     ///
     /// # Errors
     /// `StorageFull` when there is no room for it and the state file that is made of it; whatever the disk says.
-    pub(crate) fn receive(&self, length: u64) -> io::Result<Incoming> {
+    fn receive(&self, length: u64) -> io::Result<Incoming> {
         if self.disk.free_bytes(&self.dir)? / 3 < length {
             return Err(io::Error::new(io::ErrorKind::StorageFull, format!("no room for a snapshot of {length} bytes")));
         }
@@ -83,6 +163,11 @@ pub(crate) struct Incoming {
 impl Incoming {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes that have come.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Bytes that are still to come.
@@ -116,6 +201,8 @@ impl Drop for Incoming {
 pub(crate) struct SnapshotFile {
     disk: Arc<dyn Disk>,
     pub(crate) path: PathBuf,
+    /// Tells it from every other file of this node.
+    pub(crate) number: u64,
     /// What the file covers: what its receiver is to be told, whatever was announced before the export.
     pub(crate) meta: SnapshotMeta,
 }
@@ -184,14 +271,23 @@ impl SnapshotData {
         matches!(&self.source, Source::Own(snapshots) if snapshots.disk.driver().is_some())
     }
 
-    /// The snapshot as a file with what it covers, to be sent; `None` for one that was received. Blocking.
+    /// The snapshot as a file that covers at least what `meta` does, to be sent; `None` for one that was received. Blocking.
     ///
     /// # Errors
     /// As [`Snapshots::export`].
-    pub(crate) fn file(&self) -> io::Result<Option<SnapshotFile>> {
+    pub(crate) fn file(&self, meta: &SnapshotMeta) -> io::Result<Option<Arc<SnapshotFile>>> {
         match &self.source {
-            Source::Own(snapshots) => snapshots.export().map(Some),
+            Source::Own(snapshots) => snapshots.to_send(meta).map(Some),
             Source::Received(_) => Ok(None),
+        }
+    }
+
+    /// Some of it was sent just now.
+    pub(crate) fn note_sent(&self) {
+        if let Source::Own(snapshots) = &self.source
+            && let Some(outgoing) = &mut *snapshots.outgoing.lock()
+        {
+            outgoing.used = Instant::now();
         }
     }
 

@@ -78,6 +78,8 @@ pub(crate) fn decode(value: &Bytes) -> Result<u32, FormatError> {
     input.end()?;
     match u32::try_from(version) {
         Ok(version) if version <= COMMAND_VERSION => Ok(version),
-        _ => Err(FormatError::UnknownVersion { what: "the cluster's commands", found: u8::try_from(version).unwrap_or(u8::MAX) }),
+        _ => {
+            Err(FormatError::UnknownVersion { what: "the cluster's commands", found: u8::try_from(version).unwrap_or(u8::MAX) })
+        }
     }
 }

@@ -82,6 +82,11 @@ impl PeerDoor {
         self.serving.write().attendant = Some(attendant);
     }
 
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> Option<Running> {
+        self.serving.read().running.clone()
+    }
+
     pub(crate) fn attendant(&self) -> Option<Arc<dyn Attendant>> {
         self.serving.read().attendant.clone()
     }
@@ -264,7 +269,7 @@ mod tests {
         let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
         let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
         node.consensus.ready(DEADLINE).await.unwrap();
-        let raft = node.door.serving.read().running.as_ref().unwrap().raft.clone();
+        let raft = node.door.running().unwrap().raft;
         let from = 9;
         for round in 1..=100 {
             // Of a term that the node, which may elect itself meanwhile, has not come to.

@@ -123,6 +123,9 @@ pub(super) struct SnapshotOffer {
     last: Option<WireLogId>,
     #[prost(uint64, tag = "3")]
     pub(super) file_bytes: u64,
+    /// Tells this file from every other of this sender.
+    #[prost(uint64, tag = "4")]
+    pub(super) file: u64,
 }
 
 /// Answers an offer, without a vote when the file is wanted, and then the file.
@@ -131,6 +134,9 @@ pub(super) struct SnapshotAnswer {
     /// The receiver's vote, when the file is installed or not wanted.
     #[prost(message, optional, tag = "1")]
     pub(super) vote: Option<WireVote>,
+    /// Bytes of it that are here already.
+    #[prost(uint64, tag = "2")]
+    pub(super) have_bytes: u64,
 }
 
 pub(crate) fn invalid(what: impl std::fmt::Display) -> io::Error {
@@ -316,8 +322,8 @@ impl AskAnswer {
 }
 
 impl SnapshotOffer {
-    pub(super) fn new(vote: &Vote, last: Option<LogId>, file_bytes: u64) -> Self {
-        Self { vote: Some(WireVote::from(vote)), last: last.map(WireLogId::from), file_bytes }
+    pub(super) fn new(vote: &Vote, last: Option<LogId>, file: u64, file_bytes: u64) -> Self {
+        Self { vote: Some(WireVote::from(vote)), last: last.map(WireLogId::from), file_bytes, file }
     }
 
     pub(super) fn parts(self) -> io::Result<(Vote, LogId)> {

@@ -25,12 +25,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) const TOKEN: &str = "three";
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-pub(super) fn put(key: &str, value: &str) -> Command {
+pub(crate) fn put(key: &str, value: &str) -> Command {
     let put = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
     Command { body: Some(Body::Put(put)), ..Command::default() }
 }
 
-pub(super) fn get(consensus: &Consensus, key: &str) -> Option<String> {
+pub(crate) fn get(consensus: &Consensus, key: &str) -> Option<String> {
     let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
     let found = consensus.state().read().range(DEFAULT_TENANT, &request).unwrap();
     found.items.first().map(|item| String::from_utf8(item.value().to_vec()).unwrap())

@@ -30,7 +30,7 @@ async fn apply(machine: &mut Machine, entries: Vec<Entry>) -> io::Result<()> {
 
 async fn exported(machine: &Machine) -> crate::snapshot::SnapshotFile {
     let snapshots = Arc::clone(&machine.shared.snapshots);
-    tokio::task::spawn_blocking(move || SnapshotData::of_store(snapshots).file()).await.unwrap().unwrap().unwrap()
+    tokio::task::spawn_blocking(move || snapshots.export()).await.unwrap().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
