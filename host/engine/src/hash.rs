@@ -19,25 +19,20 @@ use crate::engine::Engine;
 /// etcd's way to say "all keys", as a key and as its range's end.
 const EVERYTHING: &[u8] = b"\0";
 
-/// 32-bit FNV-1a.
-struct Fnv(u32);
+/// CRC-32C of all that it is given, each with its length.
+struct Crc(u32);
 
-impl Fnv {
-    fn new() -> Self {
-        Self(0x811c_9dc5)
-    }
-
+impl Crc {
     fn bytes(&mut self, bytes: &[u8]) {
-        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            self.0 = (self.0 ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        }
+        self.0 = crc32c::crc32c_append(self.0, &(bytes.len() as u64).to_le_bytes());
+        self.0 = crc32c::crc32c_append(self.0, bytes);
     }
 
     fn item(&mut self, item: Item) {
         let kv = item.into_key_value();
         self.bytes(&kv.key);
         for number in [kv.create_revision, kv.mod_revision, kv.version, kv.lease] {
-            self.bytes(&number.to_le_bytes());
+            self.0 = crc32c::crc32c_append(self.0, &number.to_le_bytes());
         }
         self.bytes(&kv.value);
     }
@@ -75,7 +70,7 @@ impl Engine {
 
     /// A hash of what was live at a revision, read in slices of which one is in memory at a time.
     pub(crate) async fn hash_at(&self, tenants: Vec<u64>, at: u64) -> Result<u32, Error> {
-        let mut hash = Fnv::new();
+        let mut hash = Crc(0);
         for tenant in tenants {
             let mut after: Option<Bytes> = None;
             loop {

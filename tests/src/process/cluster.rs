@@ -460,7 +460,8 @@ impl Cluster {
         for slot in 0..self.slots.len() {
             let hash = || async {
                 let ask = |client: Client| async move { client.maintenance.clone().hash_kv(HashKvRequest { revision }).await };
-                probe(self.endpoint(slot), ask).await
+                // All that it holds: a large store takes a while.
+                probe_within(WHOLE_WITHIN, self.endpoint(slot), ask).await
             };
             hashes.push(eventually("every member hashes its keys", WHOLE_WITHIN, hash).await);
         }
@@ -491,6 +492,14 @@ where
     F: FnOnce(Client) -> P,
     P: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 {
+    probe_within(PROBE, endpoint, ask).await
+}
+
+async fn probe_within<T, F, P>(within: Duration, endpoint: String, ask: F) -> Result<T, String>
+where
+    F: FnOnce(Client) -> P,
+    P: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
     let asked = async {
         let client = Client::try_connect(&endpoint, PROBE).await?;
         ask(client)
@@ -498,5 +507,5 @@ where
             .map(tonic::Response::into_inner)
             .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
     };
-    tokio::time::timeout(PROBE, asked).await.unwrap_or_else(|_| Err(format!("no answer within {PROBE:?}")))
+    tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(format!("no answer within {within:?}")))
 }
