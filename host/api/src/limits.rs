@@ -94,6 +94,12 @@ pub const STATE_COMMIT_LINGER_MS: u64 = 50;
 pub const SNAPSHOT_BLOCK_BYTES: usize = 256 * 1024;
 /// ... and a block that claims more than this is refused.
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Snapshots that clients may be saving from a node at once: each is a copy of the state on the data folder's disk meanwhile.
+pub const SNAPSHOT_SAVES_MAX: usize = 2;
+/// One message of a snapshot that is being saved.
+pub const SNAPSHOT_PIECE_BYTES: usize = 256 * 1024;
+/// How long a client that saves a snapshot may take nothing.
+pub const SNAPSHOT_PIECE_TIMEOUT_MS: u64 = 30_000;
 /// Room kept aside on the data folder's disk, given back to the node when the disk is full.
 pub const BALLAST_BYTES: u64 = 16 * 1024 * 1024;
 /// A durable checkpoint is made after so many bytes of history ...

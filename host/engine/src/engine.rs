@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvasir_api::etcdserverpb::ResponseHeader;
+use kvasir_api::limits;
 use kvasir_consensus::{Consensus, ConsensusOptions, Member, Publish, Published, Status};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) lines: Mutex<Lines>,
     pub(crate) holds: Arc<Holds>,
     pub(crate) slack: Slack,
+    /// Turns to be saved from.
+    pub(crate) saves: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -148,6 +151,7 @@ impl Engine {
                 lines: Mutex::default(),
                 holds: Arc::default(),
                 slack: Slack::default(),
+                saves: Arc::new(Semaphore::new(limits::SNAPSHOT_SAVES_MAX)),
             }),
         };
         if let Some(term) = engine.consensus().leading_term()
