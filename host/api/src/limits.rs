@@ -105,6 +105,12 @@ pub const SNAPSHOT_HOLD_MS: u64 = 30_000;
 pub const SNAPSHOT_HOLD_LOG_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// How long the part of a snapshot stays that has come of a transfer that broke.
 pub const SNAPSHOT_PART_KEEP_MS: u64 = 600_000;
+/// Snapshots that clients may be saving from a node at once: each is a copy of the state on the data folder's disk meanwhile.
+pub const SNAPSHOT_SAVES_MAX: usize = 2;
+/// One message of a snapshot that is being saved.
+pub const SNAPSHOT_PIECE_BYTES: usize = 256 * 1024;
+/// How long a client that saves a snapshot may take nothing.
+pub const SNAPSHOT_PIECE_TIMEOUT_MS: u64 = 30_000;
 /// Room kept aside on the data folder's disk, given back to the node when the disk is full.
 pub const BALLAST_BYTES: u64 = 16 * 1024 * 1024;
 /// A durable checkpoint is made after so many bytes of history ...

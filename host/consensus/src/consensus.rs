@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::blocking;
 use crate::checkpoint;
 use crate::clock::Clock;
+use crate::export::Export;
 use crate::fatal::Fatal;
 use crate::force;
 use crate::forward::{Forward, Outgoing, Waiting};
@@ -193,7 +194,8 @@ impl Consensus {
         let applied = applied_from(&opened.applied).map_err(|error| StartError::Raft(error.to_string()))?;
         let applied_index = applied.0.map_or(0, |id| id.index);
         let clock = Arc::new(Clock::new(opened.state.cluster_ms(), options.wall_clock.clone()));
-        let snapshots = Snapshots::open(Arc::clone(&options.disk), folder.snapshot_dir(), opened.store.clone())?;
+        let snapshots =
+            Snapshots::open(Arc::clone(&options.disk), folder.snapshot_dir(), opened.store.clone(), identity.cluster_id)?;
         let shared = Arc::new(Shared {
             state: Arc::new(RwLock::new(opened.state)),
             store: opened.store,
@@ -589,6 +591,17 @@ impl Consensus {
         {
             tracing::warn!(%error, "no ballast was put aside");
         }
+    }
+
+    /// The state of this moment as a file of this node's, to be read by who saves it.
+    ///
+    /// # Errors
+    /// `Exhausted` when there is no room for it; `Stopped`; `Internal` for what else the disk says.
+    pub async fn export(&self) -> Result<Export, Error> {
+        if self.inner.closing.load(Ordering::Relaxed) || self.inner.shared.fatal.is_raised() {
+            return Err(Error::Stopped);
+        }
+        Export::make(Arc::clone(&self.inner.shared.snapshots)).await
     }
 
     /// Gives the ballast's room back, so that there is room to compact and to stop in order. Blocking.

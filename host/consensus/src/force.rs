@@ -1,4 +1,4 @@
-//! Disaster recovery: a member whose cluster is lost for good goes on alone.
+//! Disaster recovery: a member whose cluster is lost for good goes on alone, and so does a node that begins with a snapshot of one.
 //!
 //! **Invariant:** every entry that this member has is kept, those too that were never committed; only who is a member changes.
 
@@ -34,22 +34,30 @@ pub(crate) fn alone(log: &Log, applied: &Applied, node: u64, member: &Member) ->
     }
     let gone: Vec<String> =
         members.nodes().filter(|(id, _)| **id != node).map(|(id, member)| format!("{} ({id:016x})", member.name)).collect();
-    let term = state.vote.map_or(0, |vote| vote.term).max(last.term) + 1;
+    appoint(log, last, node, member).map_err(failed)?;
+    tracing::warn!("--force-new-cluster: this node goes on alone; never start these again: {}", gone.join(", "));
+    Ok(())
+}
+
+/// Appends a membership of this node alone behind `last`, the log's end, in a term of its own. Blocking; before raft runs.
+///
+/// # Errors
+/// Whatever the log says.
+pub(crate) fn appoint(log: &Log, last: LogId, node: u64, member: &Member) -> io::Result<()> {
+    let term = log.state().vote.map_or(0, |vote| vote.term).max(last.term) + 1;
     let nodes = BTreeMap::from([(node, Member { promote: false, ..member.clone() })]);
-    let alone = Membership::new(vec![BTreeSet::from([node])], nodes).map_err(|error| failed(io::Error::other(error)))?;
+    let alone = Membership::new(vec![BTreeSet::from([node])], nodes).map_err(io::Error::other)?;
     let entry = LogEntry {
         id: LogId { term, node, index: last.index + 1 },
         kind: EntryKind::Membership,
         payload: membership::encode(&alone),
     };
-    written(|done| log.save_vote(Vote { term, node, committed: false }, done)).map_err(failed)?;
-    written(|done| log.append(vec![entry], done)).map_err(failed)?;
-    tracing::warn!("--force-new-cluster: this node goes on alone; never start these again: {}", gone.join(", "));
-    Ok(())
+    written(|done| log.save_vote(Vote { term, node, committed: false }, done))?;
+    written(|done| log.append(vec![entry], done))
 }
 
 /// Waits for one of the log's callbacks.
-fn written(write: impl FnOnce(Done)) -> io::Result<()> {
+pub(crate) fn written(write: impl FnOnce(Done)) -> io::Result<()> {
     let (done, written) = mpsc::channel();
     write(Box::new(move |result| {
         // Whoever waits is right below.

@@ -10,6 +10,7 @@ mod blocking;
 mod checkpoint;
 mod clock;
 mod consensus;
+mod export;
 mod fatal;
 mod force;
 mod forward;
@@ -26,6 +27,7 @@ mod peer;
 mod proposed;
 mod publish;
 mod read;
+mod restore;
 mod snapshot;
 mod standing;
 mod status;
@@ -33,6 +35,7 @@ mod status;
 pub use blocking::blocking;
 pub use clock::{Clock, WallClock};
 pub use consensus::Consensus;
+pub use export::Export;
 pub use identity::{cluster_id, node_id};
 pub use membership::{Member, MemberInfo};
 #[doc(hidden)]
@@ -40,6 +43,7 @@ pub use mutant::Mutant;
 pub use options::{Boot, ConsensusOptions, PeerOptions, StartError};
 pub use peer::{Attendant, PeerDoor};
 pub use publish::{Publish, Published};
+pub use restore::{Restored, restore};
 pub use status::Status;
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub(crate) struct Snapshots {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     store: Store,
+    cluster_id: u64,
     exported: AtomicU64,
     /// What tells this process' files from those of an earlier one.
     nonce: u64,
@@ -56,7 +57,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// Whatever the disk says.
-    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, store: Store) -> Result<Self, StorageError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, store: Store, cluster_id: u64) -> Result<Self, StorageError> {
         for name in disk.list(&dir).map_err(|source| StorageError::io(&dir, "list the snapshot folder", source))? {
             let path = dir.join(name);
             disk.remove(&path).map_err(|source| StorageError::io(&path, "remove a leftover snapshot", source))?;
@@ -64,7 +65,28 @@ impl Snapshots {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nonce = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         let (exported, outgoing, part) = (AtomicU64::new(0), Mutex::new(None), Mutex::new(None));
-        Ok(Self { disk, dir, store, exported, nonce, outgoing, part })
+        Ok(Self { disk, dir, store, cluster_id, exported, nonce, outgoing, part })
+    }
+
+    /// Whether nothing of it ever waits for a disk.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.disk.driver().is_some()
+    }
+
+    /// Whether an export fits on the disk, and does not by itself bring on the alarm that there is little room. Blocking.
+    ///
+    /// # Errors
+    /// `StorageFull`; whatever the disk says.
+    pub(crate) fn check_room(&self) -> io::Result<()> {
+        let (free, needed) = (self.disk.free_bytes(&self.dir)?, self.store.file_bytes()?);
+        // Where that alarm is raised already there is nothing to bring on.
+        let kept = if free >= limits::DISK_FREE_BYTES_MIN { limits::DISK_FREE_BYTES_MIN } else { 0 };
+        if free - kept >= needed {
+            return Ok(());
+        }
+        let line =
+            format!("it may need {needed} bytes of the data folder's disk, where {free} are free and {kept} must stay so");
+        Err(io::Error::new(io::ErrorKind::StorageFull, line))
     }
 
     /// Exports the state at a fresh checkpoint to a file of its own. Blocking.
@@ -75,7 +97,7 @@ impl Snapshots {
         // Which entry it will cover is known only afterwards, and two may be exported at once: numbered, not named by it.
         let number = self.exported.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{number}.snap"));
-        let info = self.store.export(&path)?;
+        let info = self.store.export(&path, self.cluster_id)?;
         let mut file = SnapshotFile {
             disk: Arc::clone(&self.disk),
             path,
@@ -268,7 +290,7 @@ impl SnapshotData {
 
     /// Whether nothing of it ever waits for a disk.
     pub(crate) fn is_driven(&self) -> bool {
-        matches!(&self.source, Source::Own(snapshots) if snapshots.disk.driver().is_some())
+        matches!(&self.source, Source::Own(snapshots) if snapshots.is_driven())
     }
 
     /// The snapshot as a file that covers at least what `meta` does, to be sent; `None` for one that was received. Blocking.

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvasir_api::etcdserverpb::ResponseHeader;
+use kvasir_api::limits;
 use kvasir_consensus::{Consensus, ConsensusOptions, Member, Publish, Published, Status};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) holds: Arc<Holds>,
     pub(crate) slack: Slack,
     pub(crate) hashed: Mutex<Hashed>,
+    /// Turns to be saved from.
+    pub(crate) saves: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -152,6 +155,7 @@ impl Engine {
                 holds: Arc::default(),
                 slack: Slack::default(),
                 hashed: Mutex::default(),
+                saves: Arc::new(Semaphore::new(limits::SNAPSHOT_SAVES_MAX)),
             }),
         };
         if let Some(term) = engine.consensus().leading_term()

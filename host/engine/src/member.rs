@@ -46,7 +46,12 @@ impl Engine {
         self.consensus().members().into_iter().map(member).collect()
     }
 
-    /// Whether this node is a member that does not vote: it serves serializable reads and its status, as etcd's learners do.
+    /// The peer URLs that this node was started with.
+    pub fn advertised_peer_urls(&self) -> &[String] {
+        &self.inner().options.peer_urls
+    }
+
+    /// Whether this node is a member that does not vote: it serves serializable reads, its status and snapshots, as etcd's learners do.
     pub fn is_learner(&self) -> bool {
         self.consensus().is_learner()
     }

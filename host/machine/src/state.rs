@@ -142,6 +142,11 @@ impl State {
         self.spaces.keys().copied()
     }
 
+    /// Live keys of all tenants.
+    pub fn live_keys_in_all(&self) -> u64 {
+        self.spaces.values().map(|space| space.live.len() as u64).sum()
+    }
+
     /// Raised alarms: member and etcd's `AlarmType`. When a write does not fit the quota, the member is the leader that proposed it.
     pub fn alarms(&self) -> impl Iterator<Item = (u64, AlarmType)> {
         self.alarms.iter().filter_map(|(member, alarm)| Some((*member, AlarmType::try_from(*alarm).ok()?)))

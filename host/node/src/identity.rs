@@ -147,6 +147,10 @@ impl Identity {
         let me = self.inner.engine.node_id();
         let mut members = self.inner.engine.members();
         members.sort_by_key(|info| (info.id != me, info.learner, info.id));
+        // Of itself it knows better than its record, which is a moment behind after a start elsewhere.
+        if let Some(mine) = members.first_mut().filter(|info| info.id == me) {
+            mine.member.peer_urls = self.inner.engine.advertised_peer_urls().to_vec();
+        }
         let mut addresses: Vec<String> = members.iter().flat_map(|info| info.member.peer_addresses()).collect();
         addresses.dedup();
         addresses.truncate(kvasir_api::limits::JOIN_TOKEN_ADDRESSES_MAX);

@@ -84,6 +84,14 @@ pub enum StorageError {
         /// One of the files in the way.
         found: String,
     },
+    /// The folder that a new data folder is to be made in has something in it.
+    #[error("{}: is not empty (found {found:?}), and nothing is replaced; give a new or an empty folder", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+        /// One of the files in the way.
+        found: String,
+    },
     /// The data folder cannot be written.
     #[error("{}: the data folder is not writable ({source}); fix its owner or mode, or choose another --data-dir", path.display())]
     NotWritable {

@@ -29,6 +29,7 @@ const LOG: &str = "log";
 const SNAPSHOT: &str = "snapshot";
 const PLUGINS: &str = "plugins";
 const IDENTITY: &str = "identity";
+const FOLDERS: [&str; 4] = [LOG, SNAPSHOT, PLUGINS, IDENTITY];
 const STAMP: &str = "kvasir data folder, format ";
 /// Longer than any text we write to `VERSION` or `LOCK`.
 const TEXT_BYTES_MAX: u64 = 256;
@@ -86,6 +87,36 @@ impl DataFolder {
             write_version(&*disk, path).map_err(refusal(path, "write VERSION"))?;
         }
         Ok(DataFolder { disk, path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// Makes a data folder at `path`, where there is nothing or an empty folder, with what `fill` puts into it. It is one only once all
+    /// of it is there; what an error leaves is removed, and is no data folder where a crash leaves it.
+    ///
+    /// # Errors
+    /// [`StorageError::NotEmpty`], [`StorageError::NotAFolder`], [`StorageError::InUse`], [`StorageError::NotWritable`] with nothing
+    /// changed; [`StorageError::Io`]; those of `fill`.
+    pub fn make<T, E: From<StorageError>>(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        fill: impl FnOnce(&DataFolder) -> Result<T, E>,
+    ) -> Result<T, E> {
+        check_empty(&*disk, path)?;
+        disk.create_dir_all(path).map_err(refusal(path, "create the data folder"))?;
+        let folder = DataFolder { path: path.to_path_buf(), _lock: lock(&*disk, path)?, disk };
+        let disk = &*folder.disk;
+        // Another process may have been faster before the lock was ours.
+        check_empty(disk, path)?;
+        let make = || {
+            for name in [LOG, SNAPSHOT, PLUGINS] {
+                disk.create_dir_all(&path.join(name)).map_err(refusal(path, "create a folder"))?;
+            }
+            let filled = fill(&folder)?;
+            disk.sync_dir(path).map_err(refusal(path, "sync the data folder"))?;
+            sync_parents(disk, path)?;
+            write_version(disk, path).map_err(refusal(path, "write VERSION"))?;
+            Ok(filled)
+        };
+        make().inspect_err(|_| sweep(disk, path))
     }
 
     /// The folder.
@@ -180,6 +211,44 @@ enum Found {
     /// An empty folder, or one whose making was cut short.
     Fresh,
     Ours,
+}
+
+/// Refuses anything but nothing, and what [`sweep`] leaves.
+fn check_empty(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+    let look = refusal(path, "look at the data folder");
+    match disk.kind(path).map_err(&look)? {
+        None => return Ok(()),
+        Some(PathKind::Folder) => {}
+        Some(PathKind::File) => return Err(StorageError::NotAFolder { path: path.to_path_buf() }),
+    }
+    for name in disk.list(path).map_err(&look)? {
+        let inside = path.join(&name);
+        let empty = match disk.kind(&inside).map_err(&look)? {
+            Some(PathKind::Folder) if FOLDERS.contains(&name.as_str()) => disk.list(&inside).map_err(&look)?.is_empty(),
+            _ => name == LOCK,
+        };
+        if !empty {
+            return Err(StorageError::NotEmpty { path: path.to_path_buf(), found: name });
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a making that failed has left, as far as it can be.
+fn sweep(disk: &dyn Disk, path: &Path) {
+    let remove = |path: &Path| {
+        if let Err(error) = disk.remove(path) {
+            tracing::debug!(path = %path.display(), %error, "a file is left of a data folder that was not made");
+        }
+    };
+    for name in disk.list(path).unwrap_or_default().iter().filter(|name| *name != LOCK) {
+        let inside = path.join(name);
+        if FOLDERS.contains(&name.as_str()) {
+            disk.list(&inside).unwrap_or_default().iter().for_each(|name| remove(&inside.join(name)));
+        } else {
+            remove(&inside);
+        }
+    }
 }
 
 /// Makes the data folder's name durable and those of the folders above it: which of them this making created, or one before it that

@@ -1,9 +1,11 @@
 //! The snapshot file: the state of one applied id in blocks that each verify (`docs/storage.md`, "Snapshot file").
 //!
-//! Written and read front to back with bounded memory, file to file.
+//! Written and read front to back with bounded memory, file to file. [`saved`] is the form in which operators keep it.
 //!
 //! **Invariant:** a snapshot has its name only once it is whole and durable; reading verifies every byte before it is used, and
 //! the end block's counts before the last part is believed.
+
+pub mod saved;
 
 use crate::StorageError;
 use crate::disk::{Disk, DiskFile, parent};
@@ -24,6 +26,9 @@ const TABLES: u8 = 2;
 const HISTORY: u8 = 3;
 const END: u8 = 4;
 
+/// Where in the header the cluster's id is.
+const CLUSTER: std::ops::Range<usize> = 12..20;
+
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -31,6 +36,8 @@ pub struct SnapshotInfo {
     pub path: PathBuf,
     /// The applied id it is the state of, and the membership then.
     pub applied: Applied,
+    /// The cluster it is of; 0 if that is not known.
+    pub cluster_id: u64,
     /// Rows of small tables.
     pub table_rows: u64,
     /// Rows of history.
@@ -63,7 +70,7 @@ pub fn verify(disk: &dyn Disk, path: &Path) -> Result<SnapshotInfo, StorageError
     Ok(reader.info())
 }
 
-fn unfinished(path: &Path) -> PathBuf {
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
     crate::disk::unfinished(path, ".part")
 }
 
@@ -80,17 +87,24 @@ pub(crate) struct SnapshotWriter<'a> {
 }
 
 impl<'a> SnapshotWriter<'a> {
-    pub(crate) fn create(disk: &'a dyn Disk, path: &Path, applied: &Applied) -> Result<Self, StorageError> {
+    pub(crate) fn create(disk: &'a dyn Disk, path: &Path, applied: &Applied, cluster_id: u64) -> Result<Self, StorageError> {
         let fail = |source| StorageError::io(path, "write the snapshot", source);
         let file = disk.create(&unfinished(path)).map_err(fail)?;
         let mut header = [0; HEADER_BYTES as usize];
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        header[CLUSTER].copy_from_slice(&cluster_id.to_le_bytes());
         let crc = crc32c::crc32c(&header[..28]);
         header[28..].copy_from_slice(&crc.to_le_bytes());
         file.write_at(0, &header).map_err(fail)?;
-        let info =
-            SnapshotInfo { path: path.to_path_buf(), applied: applied.clone(), table_rows: 0, history_rows: 0, bytes: 0 };
+        let info = SnapshotInfo {
+            path: path.to_path_buf(),
+            applied: applied.clone(),
+            cluster_id,
+            table_rows: 0,
+            history_rows: 0,
+            bytes: 0,
+        };
         let mut writer = Self {
             disk,
             path: path.to_path_buf(),
@@ -193,10 +207,13 @@ fn block_crc(header: &[u8; BLOCK_HEADER_BYTES as usize], offset: u64, body: &[u8
 pub(crate) struct SnapshotReader {
     path: PathBuf,
     file: Arc<dyn DiskFile>,
+    /// Where it ends at the latest: before the zeros are `padded`, just there otherwise.
     len: u64,
+    padded: bool,
     offset: u64,
     ended: bool,
     applied: Applied,
+    cluster_id: u64,
     last_table: Option<(u8, Bytes)>,
     last_rev: Option<Rev>,
     table_rows: u64,
@@ -208,13 +225,21 @@ impl SnapshotReader {
         let fail = |source| StorageError::io(path, "read the snapshot", source);
         let file = disk.open(path).map_err(fail)?;
         let len = file.len().map_err(fail)?;
+        Self::over(file, path, len, false)
+    }
+
+    /// Reads from the file's first `len` bytes; `padded` may be followed there by zeros.
+    fn over(file: Arc<dyn DiskFile>, path: &Path, len: u64, padded: bool) -> Result<Self, StorageError> {
+        let fail = |source| StorageError::io(path, "read the snapshot", source);
         let mut reader = Self {
             path: path.to_path_buf(),
             file,
             len,
+            padded,
             offset: HEADER_BYTES,
             ended: false,
             applied: Applied::default(),
+            cluster_id: 0,
             last_table: None,
             last_rev: None,
             table_rows: 0,
@@ -229,7 +254,7 @@ impl SnapshotReader {
         let version = fields.get_u32_le();
         let crc = (&header[28..]).get_u32_le();
         if header[..8] != MAGIC[..] {
-            return Err(reader.bad(0, "it does not begin like one"));
+            return Err(reader.bad(0, "it does not begin like one of kvasir's"));
         }
         if crc != crc32c::crc32c(&header[..28]) {
             return Err(reader.bad(0, "its header fails its checksum"));
@@ -241,6 +266,7 @@ impl SnapshotReader {
                 supported: FORMAT_VERSION,
             });
         }
+        reader.cluster_id = (&header[CLUSTER]).get_u64_le();
         let (kind, _, mut body) = reader.block()?;
         if kind != META {
             return Err(reader.bad(HEADER_BYTES, "it does not say what it is the state of"));
@@ -257,9 +283,10 @@ impl SnapshotReader {
         SnapshotInfo {
             path: self.path.clone(),
             applied: self.applied.clone(),
+            cluster_id: self.cluster_id,
             table_rows: self.table_rows,
             history_rows: self.history_rows,
-            bytes: self.len,
+            bytes: if self.ended { self.offset } else { self.len },
         }
     }
 
@@ -289,7 +316,7 @@ impl SnapshotReader {
                 if counts != Some((self.table_rows, self.history_rows, start)) {
                     return Err(malformed("its end does not match its content".into()));
                 }
-                if self.offset != self.len {
+                if self.offset != self.len && !self.is_padding()? {
                     return Err(malformed("something follows its end".into()));
                 }
                 self.ended = true;
@@ -297,6 +324,17 @@ impl SnapshotReader {
             }
             _ => Err(malformed(format!("a block of kind {kind} where none belongs"))),
         }
+    }
+
+    /// Whether nothing but the zeros up to the next sector follows.
+    fn is_padding(&self) -> Result<bool, StorageError> {
+        if !self.padded || saved::padded(self.offset) != self.len {
+            return Ok(false);
+        }
+        let mut rest = vec![1; (self.len - self.offset) as usize];
+        let read = self.file.read_at(self.offset, &mut rest);
+        read.map_err(|source| StorageError::io(&self.path, "read the snapshot", source))?;
+        Ok(rest.iter().all(|byte| *byte == 0))
     }
 
     fn table_rows_of(&mut self, mut body: Bytes, count: u32) -> Result<Vec<(Table, Bytes, Bytes)>, &'static str> {

@@ -19,7 +19,7 @@ pub use transfer::Prepared;
 
 pub(crate) use file::{id_bytes, membership_bytes, read_id, read_membership};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::log::{Log, LogId};
 use crate::snapshot::SnapshotInfo;
 use crate::thread::OwnThread;
@@ -27,7 +27,7 @@ use crate::{FatalHandler, StorageError};
 use bytes::Bytes;
 use file::{StateFile, TABLES, table_key};
 use kvasir_api::limits;
-use kvasir_machine::{Change, Rev, Row, State, Table, TableOp};
+use kvasir_machine::{Change, Founding, Rev, Row, State, Table, TableOp};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::{ReadTransaction, ReadableDatabase};
 use std::collections::VecDeque;
@@ -237,6 +237,22 @@ impl Store {
         Ok(Opened { store, state, applied })
     }
 
+    /// Makes the state file at `path`, where there is none, of a saved snapshot (read from `saved`, called `snapshot`), which was
+    /// verified, for a new cluster; answers what it covers.
+    ///
+    /// # Errors
+    /// [`StorageError::BadSnapshot`], [`StorageError::OtherVersion`] or [`StorageError::Io`].
+    pub fn found(
+        disk: &dyn Disk,
+        path: &Path,
+        options: &StoreOptions,
+        saved: Arc<dyn DiskFile>,
+        snapshot: &Path,
+        founding: Founding,
+    ) -> Result<Applied, StorageError> {
+        transfer::found(disk, path, options, saved, snapshot, founding)
+    }
+
     /// Whether its work is done by a driver, so that no call waits.
     pub fn is_driven(&self) -> bool {
         self.handle.writer.is_driven()
@@ -444,13 +460,22 @@ impl Store {
         self.ask(|answer| Job::PutLocal(name, value, answer))
     }
 
-    /// Makes a checkpoint, then writes just what it covers to a snapshot at `path`, durable, with that name only once whole.
+    /// Makes a checkpoint, then writes just what it covers to a snapshot at `path`, durable, with that name only once whole, as one
+    /// of the cluster `cluster_id`; 0 says nothing of it. What an error leaves is removed.
     ///
     /// # Errors
     /// As [`Store::checkpoint`].
-    pub fn export(&self, path: &Path) -> Result<SnapshotInfo, StorageError> {
+    pub fn export(&self, path: &Path, cluster_id: u64) -> Result<SnapshotInfo, StorageError> {
         let (file, txn) = self.ask(Job::View)?;
-        transfer::export(&*self.shared().disk, &file, &txn, path)
+        transfer::export(&*self.shared().disk, &file, &txn, path, cluster_id)
+    }
+
+    /// Length of the state file: what an export takes at most, but for what is yet to be moved into it.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn file_bytes(&self) -> io::Result<u64> {
+        Ok(self.shared().disk.open(&self.shared().path)?.len()? + self.tail_bytes() as u64)
     }
 
     /// Makes a state file of the snapshot at `path`, beside the one in use, which goes on. One at a time.

@@ -1,7 +1,9 @@
 //! Restoring: rows that do not fit together are refused.
 
+use bytes::Bytes;
+
 use super::harness::*;
-use crate::{FormatError, Row, State, Table};
+use crate::{CompactProgress, FormatError, Founding, Row, State, Table};
 
 fn rows(machine: &Machine) -> Vec<Row> {
     machine.history.iter().map(|(rev, bytes)| Row::decode(*rev, bytes).unwrap()).collect()
@@ -101,4 +103,31 @@ fn tables_may_come_before_the_history_too() {
         restore.history_row(row).unwrap();
     }
     assert_eq!(restore.finish().unwrap().digest(), machine.state.digest());
+}
+
+#[test]
+fn a_cluster_founded_on_the_rows_goes_on_where_they_end_or_so_much_higher_with_all_before_compacted() {
+    let machine = filled();
+    for bump in [None, Some(1_000)] {
+        let founding = Founding { bump };
+        let mut restore = State::restore();
+        for ((table, key), value) in &machine.tables {
+            let value = founding.table_row(*table, key, value).unwrap().expect("no row of the old cluster alone");
+            restore.table_row(*table, key, &value).unwrap();
+        }
+        rows(&machine).into_iter().for_each(|row| restore.history_row(row).unwrap());
+        let mut state = restore.finish().unwrap();
+        assert_eq!(state.revision(), machine.state.revision() + bump.unwrap_or(0));
+        let Some(bump) = bump else {
+            assert_eq!(state.digest(), machine.state.digest());
+            continue;
+        };
+        assert_eq!(state.compact_revision(), machine.state.revision() + bump);
+        let mut progress = CompactProgress::default();
+        let trimmed = state.compact_slice(&mut progress, 100, 100);
+        assert_eq!((trimmed.len(), progress.done), (3, true), "all but the live version");
+    }
+    let meta = &machine.tables[&(Table::Meta, Bytes::from_static(b"state"))];
+    let beyond = Founding { bump: Some(i64::MAX as u64) };
+    assert!(beyond.table_row(Table::Meta, b"state", meta).is_err(), "revisions are signed");
 }

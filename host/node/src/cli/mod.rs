@@ -14,6 +14,7 @@ mod member;
 mod out;
 mod plugin;
 mod put;
+mod snapshot;
 mod status;
 mod token;
 mod txn;
@@ -94,6 +95,9 @@ pub(crate) enum Verb {
     /// Certificates of members, and the authority behind them
     #[command(subcommand)]
     Cert(cert::Cert),
+    /// Snapshots: saves one, looks at one, makes a new cluster of one
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Alarms, such as a full quota
     #[command(subcommand)]
     Alarm(maintain::Alarm),
@@ -150,6 +154,7 @@ async fn dispatch(global: &Global, verb: Verb, out: &mut Out) -> anyhow::Result<
         Verb::MoveLeader(to) => to.lead(&connection, out).await?,
         Verb::Cert(cert) => cert.run(&connection, out).await?,
         Verb::Token(token) => token.run(&connection, out).await?,
+        Verb::Snapshot(snapshot) => snapshot.run(&connection, out).await?,
         Verb::Alarm(alarm) => alarm.run(&connection, out).await?,
         Verb::Plugin(plugin) => plugin.run(&connection, out).await?,
     }
@@ -223,6 +228,10 @@ mod tests {
             "cert rotate-authority",
             "cert name --name a",
             "alarm disarm",
+            "snapshot save a.snap --endpoints=127.0.0.1:1",
+            "snapshot status a.snap -w json",
+            "snapshot restore a.snap --data-dir d --name a --initial-cluster-token t",
+            "snapshot restore a.snap --data-dir d --bump-revision 1000 --mark-compacted",
             "token create --ttl 30m",
             "token ls -w json",
             "token rm 1f",
@@ -250,6 +259,9 @@ mod tests {
             "member add b",
             "member add b --peer-urls=http://h:1",
             "member remove zz",
+            "snapshot restore a.snap",
+            "snapshot restore a.snap --data-dir d --bump-revision 5",
+            "snapshot restore a.snap --data-dir d --mark-compacted",
         ] {
             let words: Vec<&str> = line.split(' ').collect();
             assert!(verb(&words).is_err(), "{line}");

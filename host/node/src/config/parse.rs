@@ -23,7 +23,7 @@ pub(super) fn or<T>(
     }
 }
 
-pub(super) fn name(text: &str) -> Result<String, String> {
+pub(crate) fn name(text: &str) -> Result<String, String> {
     match text {
         "" => Err("is empty; give a name".to_owned()),
         _ if text.len() > limits::MEMBER_NAME_BYTES_MAX => {
@@ -33,7 +33,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("is empty; give the path of a folder".to_owned()),
         _ => Ok(PathBuf::from(text)),

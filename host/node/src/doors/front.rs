@@ -87,9 +87,10 @@ fn admit(headers: &HeaderMap, has_leader: impl FnOnce() -> bool) -> Result<(), E
     Ok(())
 }
 
-/// Of etcd's services a member that does not vote serves its status and, where they are serializable, ranges.
+/// Of etcd's services a member that does not vote serves its status, snapshots and, where they are serializable, ranges.
 fn for_learner(path: &str, is_learner: impl FnOnce() -> bool) -> Result<(), Error> {
-    const SERVED: [&str; 2] = ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status"];
+    const SERVED: [&str; 3] =
+        ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
     let is_etcds = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."].iter().any(|service| path.starts_with(service));
     if is_etcds && !SERVED.contains(&path) && is_learner() { Err(Error::NotForLearner) } else { Ok(()) }
 }

@@ -10,7 +10,7 @@ use kvasir_api::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Door;
+use super::{Door, save};
 
 #[tonic::async_trait]
 impl Maintenance for Door {
@@ -36,8 +36,9 @@ impl Maintenance for Door {
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
-    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented("snapshots are not served by this version of kvasir; stop the node and copy its data folder"))
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let saving = self.engine.snapshot(&self.caller, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(save::messages(self.clone(), saving))))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {

@@ -18,6 +18,7 @@ mod metrics;
 mod nodes;
 mod pages;
 mod plugins;
+mod save;
 #[cfg(test)]
 mod tests;
 mod timely;

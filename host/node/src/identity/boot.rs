@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use kvasir_consensus::{Boot, Member, cluster_id, node_id};
-use kvasir_transport::identity::{Authority, Credentials, Folder, NodeKey, NodeName};
+use kvasir_transport::identity::{Authority, Credentials, Folder, IdentityError, NodeKey, NodeName};
 
 use super::{Source, blocking, joining};
 use crate::config::Config;
@@ -80,17 +80,23 @@ pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me:
             }
             let (credentials, authority) = blocking({
                 let life = config.certificate_life;
-                move || {
-                    let (now, key) = (SystemTime::now(), NodeKey::generate()?);
-                    let authority = Authority::create(name.cluster, now)?;
-                    let certificate = authority.sign(&key.request()?, name, now, life)?;
-                    Ok((Credentials::new(key, certificate, vec![authority.certificate().clone()])?, authority))
-                }
+                move || found(name, life)
             })
             .await?;
             Ok(Booted { credentials, authorities: vec![authority], boot: Boot::Alone, unstored: Unstored::Everything })
         }
     }
+}
+
+/// What the first member of a cluster makes for itself: the cluster's authority, and credentials that it signs.
+///
+/// # Errors
+/// Without randomness.
+pub(crate) fn found(name: NodeName, life: Duration) -> Result<(Credentials, Authority), IdentityError> {
+    let (now, key) = (SystemTime::now(), NodeKey::generate()?);
+    let authority = Authority::create(name.cluster, now)?;
+    let certificate = authority.sign(&key.request()?, name, now, life)?;
+    Ok((Credentials::new(key, certificate, vec![authority.certificate().clone()])?, authority))
 }
 
 /// The name that token and node name make at bootstrap.

@@ -127,3 +127,61 @@ fn what_is_made_is_its_owners_alone() {
     assert_eq!((mode(&path), mode(&path.join("log"))), (0o700, 0o700));
     assert_eq!((mode(&path.join("VERSION")), mode(&path.join("LOCK"))), (0o600, 0o600));
 }
+
+#[test]
+fn a_folder_made_with_its_content_is_none_before_all_of_it_is_durable() {
+    let path = Path::new("/above/new");
+    let (mut whole, mut none) = (0, 0);
+    for seed in 0..120 {
+        let disk = SimDisk::new(seed);
+        disk.cut_power_after(seed % 40);
+        let made = DataFolder::make(Arc::new(disk.clone()), path, |folder| {
+            let content = folder.state_path();
+            let write = || {
+                let file = disk.create(&content)?;
+                file.write_at(0, b"content")?;
+                file.sync_data()?;
+                disk.sync_dir(path)
+            };
+            write().map_err(|source| StorageError::io(&content, "write", source))
+        });
+        let after = disk.crash(seed);
+        match DataFolder::look(&after, path) {
+            Ok(true) => {
+                let mut content = [0; 7];
+                let file = after.open(&path.join("state.redb")).expect("the content");
+                file.read_at(0, &mut content).expect("all of it");
+                assert_eq!(&content, b"content");
+                whole += 1;
+            }
+            Ok(false) | Err(StorageError::NotOurs { .. }) => {
+                assert!(made.is_err(), "seed {seed}: what was said to be made is there");
+                none += 1;
+            }
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
+    assert!(whole > 5 && none > 5, "{whole} {none}");
+}
+
+#[test]
+fn a_making_that_fails_leaves_a_folder_that_another_can_be_made_in() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = temp.path().join("new");
+    let fill = |folder: &DataFolder| {
+        for file in [folder.state_path(), folder.log_dir().join("1.log"), folder.path().join("other")] {
+            std::fs::write(&file, "x").expect("a file");
+        }
+        Err::<(), _>(StorageError::Closed)
+    };
+    for _ in 0..2 {
+        let error = DataFolder::make(real(), &path, fill).expect_err("as the filling");
+        assert!(matches!(error, StorageError::Closed), "{error}");
+        assert!(!DataFolder::look(&RealDisk, &path).expect("a look"));
+    }
+    DataFolder::make(real(), &path, |_| Ok::<_, StorageError>(())).expect("a folder");
+    assert!(DataFolder::look(&RealDisk, &path).expect("a look"));
+    let error = DataFolder::make(real(), &path, fill).expect_err("it is not empty");
+    assert!(matches!(error, StorageError::NotEmpty { .. }), "{error}");
+    DataFolder::open(real(), &path).expect("nothing was changed");
+}

@@ -10,6 +10,8 @@ use kvasir_machine::{CompactProgress, Effects, EntryId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+mod saved;
+
 const PATH: &str = "/d/state.redb";
 
 fn path() -> &'static Path {
@@ -291,7 +293,7 @@ fn a_snapshot_carries_everything_but_the_nodes_own_rows() {
     }
     store.local_put("node", Bytes::from("one")).expect("a local row");
     let snap = Path::new("/d/snap");
-    let info = store.export(snap).expect("an export");
+    let info = store.export(snap, 7).expect("an export");
     assert_eq!(info.applied.log_id, Some(id(300)));
     assert_eq!(snapshot::verify(&disk, snap).expect("it verifies"), info);
     assert_eq!(snapshot::read_applied(&disk, snap).expect("its head"), info.applied);
@@ -319,7 +321,7 @@ fn an_import_cut_short_leaves_the_old_state_or_the_new() {
     let Opened { store, mut state, .. } = open(&disk);
     puts(&store, &mut state, 40);
     let snap = Path::new("/d/snap");
-    store.export(snap).expect("an export");
+    store.export(snap, 7).expect("an export");
     let bytes = disk.read_file(snap).expect("the snapshot");
     let (mut old, mut new) = (0, 0);
     for seed in 0..60 {
@@ -347,7 +349,7 @@ fn a_damaged_or_cut_snapshot_is_refused_and_the_store_goes_on() {
     let Opened { store, mut state, .. } = open(&disk);
     puts(&store, &mut state, 10);
     let snap = Path::new("/d/snap");
-    store.export(snap).expect("an export");
+    store.export(snap, 7).expect("an export");
     let bytes = disk.read_file(snap).expect("the snapshot");
     for at in 0..bytes.len() {
         let mut changed = bytes.clone();
@@ -401,7 +403,7 @@ fn write_the_snapshot_fixture() {
     let Opened { store, .. } = open(&disk);
     fixture_state(Some(&store));
     let snap = Path::new("/d/snap");
-    store.export(snap).expect("an export");
+    store.export(snap, 0).expect("an export");
     crate::fixture::write("snapshot-v1.hex", &disk.read_file(snap).expect("the snapshot"));
 }
 
@@ -484,7 +486,7 @@ fn an_export_covers_just_what_is_durable() {
             }
         });
         for round in 0..40 {
-            let info = store.export(&Path::new("/d").join(round.to_string())).expect("an export");
+            let info = store.export(&Path::new("/d").join(round.to_string()), 0).expect("an export");
             // Checkpoints are made on request only, so this is the one of the export.
             assert_eq!(info.applied.log_id, store.durable(), "round {round}");
         }
@@ -498,7 +500,7 @@ fn a_prepared_snapshot_changes_nothing_until_it_is_installed_and_leaves_nothing_
     let Opened { store, mut state, .. } = open(&disk);
     puts(&store, &mut state, 10);
     let snap = Path::new("/d/snap");
-    store.export(snap).expect("an export");
+    store.export(snap, 7).expect("an export");
     puts(&store, &mut state, 10);
     let prepared = store.prepare(snap).expect("prepared");
     assert_eq!(prepared.applied().log_id, Some(id(10)));

@@ -3,12 +3,12 @@
 //! **Invariant:** a snapshot touches nothing but a file beside the state file, until that is whole, verified and durable.
 
 use super::file::{HISTORY, StateFile, TABLES, unfinished};
-use super::{Applied, INSTALLED, Shared, id_bytes};
+use super::{Applied, INSTALLED, Shared, StoreOptions, id_bytes};
 use crate::StorageError;
-use crate::disk::Disk;
-use crate::snapshot::{SnapshotInfo, SnapshotPart, SnapshotReader, SnapshotWriter};
+use crate::disk::{Disk, DiskFile};
+use crate::snapshot::{self, SnapshotInfo, SnapshotPart, SnapshotReader, SnapshotWriter, saved};
 use bytes::Bytes;
-use kvasir_machine::{Rev, State};
+use kvasir_machine::{Founding, Rev, State, Table};
 use redb::{ReadTransaction, ReadableTable};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +20,26 @@ pub(super) fn export(
     file: &StateFile,
     txn: &ReadTransaction,
     path: &Path,
+    cluster_id: u64,
+) -> Result<SnapshotInfo, StorageError> {
+    let written = write(disk, file, txn, path, cluster_id);
+    written.inspect_err(|_| {
+        // What an export is begun with is of no use to anybody.
+        if let Err(error) = disk.remove(&snapshot::unfinished(path)) {
+            tracing::debug!(%error, "an unfinished snapshot is left until the next start");
+        }
+    })
+}
+
+fn write(
+    disk: &dyn Disk,
+    file: &StateFile,
+    txn: &ReadTransaction,
+    path: &Path,
+    cluster_id: u64,
 ) -> Result<SnapshotInfo, StorageError> {
     let applied = file.applied(txn)?;
-    let mut writer = SnapshotWriter::create(disk, path, &applied)?;
+    let mut writer = SnapshotWriter::create(disk, path, &applied, cluster_id)?;
     let tables = txn.open_table(TABLES).map_err(file.fault())?;
     for row in tables.iter().map_err(file.fault())? {
         let (key, value) = row.map_err(file.fault())?;
@@ -61,7 +78,7 @@ impl Prepared {
         let mut reader = SnapshotReader::open(&*shared.disk, path)?;
         prepared.applied = reader.applied().clone();
         let fresh = prepared.fresh.insert(StateFile::create(&*shared.disk, &shared.path, &shared.options)?);
-        fill(&mut reader, fresh)?;
+        fill(&mut reader, fresh, |_, _, value| Ok(Some(value)))?;
         fresh.make_durable(&prepared.applied)?;
         // Bytes that verify can still make no sense to the machine; that, too, must be known before the old file goes.
         let (state, applied) = fresh.restore().map_err(|error| match error {
@@ -109,10 +126,42 @@ impl Drop for Prepared {
     }
 }
 
-fn fill(reader: &mut SnapshotReader, fresh: &StateFile) -> Result<(), StorageError> {
+/// Makes the state file of a new cluster of a saved snapshot's rows: durable, and with its name only once it is whole.
+pub(super) fn found(
+    disk: &dyn Disk,
+    path: &Path,
+    options: &StoreOptions,
+    saved: Arc<dyn DiskFile>,
+    snapshot: &Path,
+    founding: Founding,
+) -> Result<Applied, StorageError> {
+    let mut reader = saved::open(saved, snapshot)?;
+    let applied = reader.applied().clone();
+    let fresh = StateFile::create(disk, path, options)?;
+    let kept = |table, key: &[u8], value: Bytes| {
+        let kept = founding.table_row(table, key, &value);
+        kept.map_err(|error| StorageError::BadSnapshot { path: snapshot.to_path_buf(), offset: 0, what: error.to_string() })
+    };
+    let made = fill(&mut reader, &fresh, kept).and_then(|()| fresh.make_durable(&applied)).and_then(|()| fresh.install(disk));
+    made.inspect_err(|_| fresh.seal())?;
+    fresh.close();
+    Ok(applied)
+}
+
+fn fill(
+    reader: &mut SnapshotReader,
+    fresh: &StateFile,
+    kept: impl Fn(Table, &[u8], Bytes) -> Result<Option<Bytes>, StorageError>,
+) -> Result<(), StorageError> {
     while let Some(part) = reader.next_part()? {
         match part {
-            SnapshotPart::Tables(rows) => fresh.load(&[], &rows)?,
+            SnapshotPart::Tables(rows) => {
+                let rows = rows.into_iter().filter_map(|(table, key, value)| {
+                    let value = kept(table, &key, value).transpose()?;
+                    Some(value.map(|value| (table, key, value)))
+                });
+                fresh.load(&[], &rows.collect::<Result<Vec<_>, _>>()?)?;
+            }
             SnapshotPart::History(rows) => fresh.load(&rows, &[])?,
         }
     }
