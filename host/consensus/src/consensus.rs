@@ -194,8 +194,13 @@ impl Consensus {
         let applied = applied_from(&opened.applied).map_err(|error| StartError::Raft(error.to_string()))?;
         let applied_index = applied.0.map_or(0, |id| id.index);
         let clock = Arc::new(Clock::new(opened.state.cluster_ms(), options.wall_clock.clone()));
-        let snapshots =
-            Snapshots::open(Arc::clone(&options.disk), folder.snapshot_dir(), opened.store.clone(), identity.cluster_id)?;
+        let snapshots = Snapshots::open(
+            Arc::clone(&options.disk),
+            folder.snapshot_dir(),
+            opened.store.clone(),
+            identity.cluster_id,
+            options.snapshot_hold,
+        )?;
         let shared = Arc::new(Shared {
             state: Arc::new(RwLock::new(opened.state)),
             store: opened.store,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvasir_api::limits;
 use kvasir_storage::StorageError;
@@ -37,6 +38,8 @@ pub struct ConsensusOptions {
     pub log_keep_entries: u64,
     /// As many bytes of log entries are kept below the last durable checkpoint, at most.
     pub log_keep_bytes: u64,
+    /// How long an exported snapshot stays after it was last sent of, and the log above it with it.
+    pub snapshot_hold: Duration,
     /// How the raft log is kept; its fatal handler is set here.
     pub log: LogOptions,
     /// How the state file is kept; its fatal handler is set here.
@@ -95,6 +98,7 @@ impl ConsensusOptions {
             request_timeout_ms: limits::REQUEST_TIMEOUT_MS,
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
             log_keep_bytes: limits::LOG_KEEP_BYTES,
+            snapshot_hold: Duration::from_millis(limits::SNAPSHOT_HOLD_MS),
             log: LogOptions::default(),
             store: StoreOptions::default(),
             peers: None,

@@ -32,6 +32,8 @@ pub(crate) struct Snapshots {
     store: Store,
     cluster_id: u64,
     exported: AtomicU64,
+    /// How long the file that is being sent stays after it was last sent of.
+    hold: Duration,
     /// What tells this process' files from those of an earlier one.
     nonce: u64,
     outgoing: Mutex<Option<Outgoing>>,
@@ -57,7 +59,13 @@ impl Snapshots {
     ///
     /// # Errors
     /// Whatever the disk says.
-    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, store: Store, cluster_id: u64) -> Result<Self, StorageError> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        store: Store,
+        cluster_id: u64,
+        hold: Duration,
+    ) -> Result<Self, StorageError> {
         for name in disk.list(&dir).map_err(|source| StorageError::io(&dir, "list the snapshot folder", source))? {
             let path = dir.join(name);
             disk.remove(&path).map_err(|source| StorageError::io(&path, "remove a leftover snapshot", source))?;
@@ -65,7 +73,7 @@ impl Snapshots {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nonce = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         let (exported, outgoing, part) = (AtomicU64::new(0), Mutex::new(None), Mutex::new(None));
-        Ok(Self { disk, dir, store, cluster_id, exported, nonce, outgoing, part })
+        Ok(Self { disk, dir, store, cluster_id, exported, hold, nonce, outgoing, part })
     }
 
     /// Whether nothing of it ever waits for a disk.
@@ -132,12 +140,10 @@ impl Snapshots {
 
     /// Above which entry the log must stay, `log_bytes` heavy as it is; forgets what nobody came back for.
     pub(crate) fn held(&self, log_bytes: u64) -> Option<u64> {
-        let expired = |since: Instant, after_ms: u64| since.elapsed() > Duration::from_millis(after_ms);
-        self.part.lock().take_if(|part| expired(part.since, limits::SNAPSHOT_PART_KEEP_MS));
+        let part_kept = Duration::from_millis(limits::SNAPSHOT_PART_KEEP_MS);
+        self.part.lock().take_if(|part| part.since.elapsed() > part_kept);
         let mut outgoing = self.outgoing.lock();
-        outgoing.take_if(|outgoing| {
-            expired(outgoing.used, limits::SNAPSHOT_HOLD_MS) || log_bytes > limits::SNAPSHOT_HOLD_LOG_BYTES_MAX
-        });
+        outgoing.take_if(|outgoing| outgoing.used.elapsed() > self.hold || log_bytes > limits::SNAPSHOT_HOLD_LOG_BYTES_MAX);
         outgoing.as_ref().map(|outgoing| outgoing.file.meta.last_log_id.as_ref().map_or(0, |id| id.index))
     }
 

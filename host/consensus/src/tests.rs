@@ -107,7 +107,7 @@ fn shared_on(disk: Arc<dyn Disk>, dir: &Path) -> Arc<Shared> {
     disk.sync_dir(dir).unwrap();
     let log = Log::open(Arc::clone(&disk), &dir.join("log"), log_options()).unwrap();
     let opened = Store::open(Arc::clone(&disk), &dir.join("state.redb"), StoreOptions::default()).unwrap();
-    let snapshots = Snapshots::open(disk, dir.join("snapshot"), opened.store.clone(), 0).unwrap();
+    let snapshots = Snapshots::open(disk, dir.join("snapshot"), opened.store.clone(), 0, Duration::from_secs(1)).unwrap();
     Arc::new(Shared {
         clock: Arc::new(Clock::new(0, None)),
         state: Arc::new(RwLock::new(opened.state)),

@@ -348,6 +348,7 @@ fn consensus_options(options: &EngineOptions) -> ConsensusOptions {
         election_ms: options.election_ms,
         request_timeout_ms: options.request_timeout_ms,
         log_keep_entries: options.log_keep_entries,
+        snapshot_hold: options.snapshot_hold,
         log: options.log.clone(),
         store: options.store.clone(),
         wall_clock: options.wall_clock.clone(),

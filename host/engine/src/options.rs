@@ -57,6 +57,8 @@ pub struct EngineOptions {
     /// The version of commands that this node says to know.
     #[doc(hidden)]
     pub command_version: u32,
+    /// How long an exported snapshot stays after it was last sent of, and the log above it with it.
+    pub snapshot_hold: Duration,
     /// A bug that tests put back in.
     #[doc(hidden)]
     pub mutant: Mutant,
@@ -92,6 +94,7 @@ impl EngineOptions {
             watch_ring_bytes_max: limits::WATCH_RING_BYTES_MAX,
             watch_stream_queue_max: limits::WATCH_STREAM_QUEUE_MAX,
             log_keep_entries: limits::LOG_KEEP_ENTRIES,
+            snapshot_hold: Duration::from_millis(limits::SNAPSHOT_HOLD_MS),
             command_version: COMMAND_VERSION,
             mutant: Mutant::None,
             log: LogOptions::default(),

@@ -78,6 +78,7 @@ pub(crate) struct Shape {
     heartbeat_ms: u64,
     election_ms: u64,
     log_keep_entries: u64,
+    snapshot_hold_ms: u64,
     segment_kib: u64,
     commit_rows_max: usize,
     checkpoint_bytes: u64,
@@ -92,11 +93,13 @@ impl Shape {
             heartbeat_ms,
             election_ms: heartbeat_ms * (4 + random.below(6)),
             log_keep_entries: 5 + random.below(300),
+
             segment_kib: 128 << random.below(3),
             commit_rows_max: 1 + random.below(64) as usize,
             checkpoint_bytes: 1024 << random.below(8),
             checkpoint_ms: 20 + random.below(2_000),
             linger_ms: random.below(20),
+            snapshot_hold_ms: random.below(4_000),
         }
     }
 }
@@ -301,6 +304,7 @@ fn options(name: &str, disk: Arc<dyn Disk>, peers: PeerOptions, shape: Shape, mu
         request_timeout_ms: 3_000,
         watch_ring_bytes_max: 16 * 1024,
         log_keep_entries: shape.log_keep_entries,
+        snapshot_hold: Duration::from_millis(shape.snapshot_hold_ms),
         peers: Some(peers),
         mutant,
         log,
