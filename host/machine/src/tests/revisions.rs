@@ -187,6 +187,6 @@ fn the_cluster_version_rises_and_never_falls_and_a_restored_state_has_it() {
     }
     let row = machine.tables[&(crate::Table::Meta, bytes("version"))].clone();
     // This kvasir does not know version 3, and does not start with it.
-    let refused = crate::State::restore().table_row(crate::Table::Meta, b"version", &row.into()).unwrap_err();
+    let refused = crate::State::restore().table_row(crate::Table::Meta, b"version", &row).unwrap_err();
     assert!(refused.to_string().contains("version 3 is not known"), "{refused}");
 }
