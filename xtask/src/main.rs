@@ -29,7 +29,7 @@ usage: cargo xtask <command>
                    --skip STAGE   not this stage (may be given again)
                    --list         names the stages
   soak           the long runs: kill -9, power cuts, and clusters under faults and floods, for minutes and hours
-                   --only kill|power|nemesis|rolling|rejoin|flood
+                   --only kill|power|simulation|nemesis|rolling|rejoin|flood
   wasm-target    makes sure that Rust can build for wasm32-wasip2, from source if need be
   tidy           holds the source to its rules
 ";
