@@ -19,7 +19,7 @@ pub use transfer::Prepared;
 
 pub(crate) use file::{id_bytes, membership_bytes, read_id, read_membership};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::log::{Log, LogId};
 use crate::snapshot::SnapshotInfo;
 use crate::thread::OwnThread;
@@ -27,7 +27,7 @@ use crate::{FatalHandler, StorageError};
 use bytes::Bytes;
 use file::{StateFile, TABLES, table_key};
 use kvasir_api::limits;
-use kvasir_machine::{Change, Founding, Rev, Row, State, Table, TableOp};
+use kvasir_machine::{Change, Rev, Row, State, Table, TableOp};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::{ReadTransaction, ReadableDatabase};
 use std::collections::VecDeque;
@@ -235,22 +235,6 @@ impl Store {
             .map_err(|source| StorageError::io(path, "start the state file's thread", source))?;
         let store = Store { handle: Arc::new(Handle { shared, writer }) };
         Ok(Opened { store, state, applied })
-    }
-
-    /// Makes the state file at `path`, where there is none, of a saved snapshot (read from `saved`, called `snapshot`), which was
-    /// verified, for a new cluster; answers what it covers.
-    ///
-    /// # Errors
-    /// [`StorageError::BadSnapshot`], [`StorageError::OtherVersion`] or [`StorageError::Io`].
-    pub fn found(
-        disk: &dyn Disk,
-        path: &Path,
-        options: &StoreOptions,
-        saved: Arc<dyn DiskFile>,
-        snapshot: &Path,
-        founding: Founding,
-    ) -> Result<Applied, StorageError> {
-        transfer::found(disk, path, options, saved, snapshot, founding)
     }
 
     /// Whether its work is done by a driver, so that no call waits.

@@ -251,10 +251,10 @@ fn number() -> impl Strategy<Value = u64> {
 /// A table with a key that is one of its own, and a value in the table's form with any numbers in it.
 fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
     let numbers = prop::collection::vec(number(), 13);
-    (0_usize..12, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
+    (0_usize..15, numbers, "[a-z]{0,3}", "[a-z]{0,3}", prop::collection::vec(any::<u8>(), 32)).prop_map(
         |(which, n, text, other, digest)| {
-            // The last two are leases and triggers of the version with more fields.
-            let wider = which >= 10;
+            // Leases and triggers, of the version with more fields.
+            let wider = matches!(which, 10 | 11);
             let which = match which {
                 10 => 3,
                 11 => 5,
@@ -323,11 +323,15 @@ fn table_row() -> impl Strategy<Value = (Table, Vec<u8>, Vec<u8>)> {
                     }
                     (Table::Token, n[3].to_be_bytes().to_vec())
                 }
-                10 => {
+                12 => {
                     n[..3].iter().for_each(|n| out.varint(*n));
                     out.bytes(text.as_bytes());
                     out.bytes(other.as_bytes());
                     (Table::Meta, b"authorities".to_vec())
+                }
+                13 => {
+                    out.varint(n[0]);
+                    (Table::Meta, b"version".to_vec())
                 }
                 _ => (Table::Alarm, crate::table::alarm_key(n[0], n[1] as i32)),
             };

@@ -177,7 +177,7 @@ fn a_value_that_is_a_small_part_of_its_command_is_copied_and_a_large_part_is_not
 }
 
 #[test]
-fn the_cluster_version_rises_and_never_falls_and_a_restored_state_has_it() {
+fn the_cluster_version_rises_and_never_falls_and_a_state_of_one_that_is_not_known_is_refused() {
     use kvasir_api::command::ClusterVersion;
     let mut machine = Machine::new();
     assert_eq!(machine.state.cluster_version(), crate::FIRST_CLUSTER_VERSION);

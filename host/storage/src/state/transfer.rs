@@ -3,7 +3,7 @@
 //! **Invariant:** a snapshot touches nothing but a file beside the state file, until that is whole, verified and durable.
 
 use super::file::{HISTORY, StateFile, TABLES, unfinished};
-use super::{Applied, INSTALLED, Shared, StoreOptions, id_bytes};
+use super::{Applied, INSTALLED, Shared, Store, StoreOptions, id_bytes};
 use crate::StorageError;
 use crate::disk::{Disk, DiskFile};
 use crate::snapshot::{self, SnapshotInfo, SnapshotPart, SnapshotReader, SnapshotWriter, saved};
@@ -126,26 +126,33 @@ impl Drop for Prepared {
     }
 }
 
-/// Makes the state file of a new cluster of a saved snapshot's rows: durable, and with its name only once it is whole.
-pub(super) fn found(
-    disk: &dyn Disk,
-    path: &Path,
-    options: &StoreOptions,
-    saved: Arc<dyn DiskFile>,
-    snapshot: &Path,
-    founding: Founding,
-) -> Result<Applied, StorageError> {
-    let mut reader = saved::open(saved, snapshot)?;
-    let applied = reader.applied().clone();
-    let fresh = StateFile::create(disk, path, options)?;
-    let kept = |table, key: &[u8], value: Bytes| {
-        let kept = founding.table_row(table, key, &value);
-        kept.map_err(|error| StorageError::BadSnapshot { path: snapshot.to_path_buf(), offset: 0, what: error.to_string() })
-    };
-    let made = fill(&mut reader, &fresh, kept).and_then(|()| fresh.make_durable(&applied)).and_then(|()| fresh.install(disk));
-    made.inspect_err(|_| fresh.seal())?;
-    fresh.close();
-    Ok(applied)
+impl Store {
+    /// Makes the state file at `path`, where there is none, of a saved snapshot (read from `saved`, called `snapshot`), which was
+    /// verified, for a new cluster; answers what it covers. It is durable, and has its name only once it is whole.
+    ///
+    /// # Errors
+    /// [`StorageError::BadSnapshot`], [`StorageError::OtherVersion`] or [`StorageError::Io`].
+    pub fn found(
+        disk: &dyn Disk,
+        path: &Path,
+        options: &StoreOptions,
+        saved: Arc<dyn DiskFile>,
+        snapshot: &Path,
+        founding: Founding,
+    ) -> Result<Applied, StorageError> {
+        let mut reader = saved::open(saved, snapshot)?;
+        let applied = reader.applied().clone();
+        let fresh = StateFile::create(disk, path, options)?;
+        let kept = |table, key: &[u8], value: Bytes| {
+            let kept = founding.table_row(table, key, &value);
+            kept.map_err(|error| StorageError::BadSnapshot { path: snapshot.to_path_buf(), offset: 0, what: error.to_string() })
+        };
+        let made =
+            fill(&mut reader, &fresh, kept).and_then(|()| fresh.make_durable(&applied)).and_then(|()| fresh.install(disk));
+        made.inspect_err(|_| fresh.seal())?;
+        fresh.close();
+        Ok(applied)
+    }
 }
 
 fn fill(
