@@ -86,6 +86,9 @@ pub const LOG_CACHE_BYTES: usize = 64 * 1024 * 1024;
 pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// A log record's payload: a request with its envelope.
 pub const LOG_RECORD_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of a command: a record of the log without what is put around it.
+pub const COMMAND_BYTES_MAX: usize = LOG_RECORD_BYTES_MAX - 1_024;
 /// Applied rows not yet in the state file before proposals are refused with "too many requests".
 pub const TAIL_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows in one (non-durable) commit of the state file.

@@ -63,8 +63,8 @@ async fn look(raft: &Raft, shared: &Shared, mut keep: Keep) -> Result<(), ()> {
     // Only when it is worth it: as much again as is kept.
     let many = durable >= purged.saturating_add(keep.entries.saturating_mul(2).max(1));
     let heavy = shared.log.live_bytes() > keep.bytes.saturating_mul(2);
-    let held = shared.snapshots.held(shared.log.live_bytes()).unwrap_or(u64::MAX);
-    if (!many && !heavy) || held <= purged {
+    let held = || shared.snapshots.held(shared.log.live_bytes()).unwrap_or(u64::MAX);
+    if (!many && !heavy) || held() <= purged {
         return Ok(());
     }
     raft.trigger().snapshot().await.map_err(|_| ())?;
@@ -79,7 +79,9 @@ async fn look(raft: &Raft, shared: &Shared, mut keep: Keep) -> Result<(), ()> {
     let covered = snapshot.min(durable).min(applied);
     // However heavy: what is nearest to applied stays.
     let light = shared.log.newest_within(keep.bytes).saturating_sub(1).min(covered.saturating_sub(KEEP_ENTRIES_MIN));
-    let upto = covered.saturating_sub(keep.entries).max(light).min(held);
+    let upto = covered.saturating_sub(keep.entries).max(light);
+    // Looked up last: what is exported from now on covers all that is purged here.
+    let upto = upto.min(held());
     if upto > purged {
         raft.trigger().purge_log(upto).await.map_err(|_| ())?;
     }

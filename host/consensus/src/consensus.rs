@@ -5,6 +5,8 @@ mod propose;
 mod shutdown;
 mod start;
 
+pub(crate) use propose::check_length;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -150,9 +152,9 @@ impl Consensus {
         self.inner.shared.standing.now().0
     }
 
-    /// The leader as last reported.
+    /// The leader, as long as this node hears it, or, leading itself, is answered by most voters.
     pub fn leader(&self) -> Option<u64> {
-        self.inner.shared.standing.now().1
+        self.inner.members.leader()
     }
 
     /// Whether this node leads, as last reported. Only a hint: a command or a read index says for sure.
@@ -249,12 +251,13 @@ impl Consensus {
     /// Where this node stands.
     pub fn status(&self) -> Status {
         let inner = &*self.inner;
+        let leader = self.leader();
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         Status {
             node_id: inner.identity.node_id,
-            leader: metrics.current_leader,
-            is_leader: metrics.current_leader == Some(inner.identity.node_id),
+            leader,
+            is_leader: leader == Some(inner.identity.node_id),
             term: metrics.current_term,
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),

@@ -14,6 +14,9 @@ use crate::options::StartError;
 /// The state file's row of this node alone.
 pub(crate) const ROW: &str = "identity";
 
+/// No log comes to this index; ids below it are indexes of entries.
+pub(crate) const INDEX_END: u64 = 1 << 48;
+
 /// A node's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -48,9 +51,10 @@ fn hash(parts: &[&str]) -> u64 {
     u64::from_le_bytes(first).max(1)
 }
 
-/// The id that a static bootstrap gives to the member of this name.
+/// The id that a static bootstrap gives to the member of this name: none that an entry of the log can have for its index.
 pub fn node_id(cluster_token: &str, name: &str) -> u64 {
-    hash(&["node", cluster_token, name])
+    let id = hash(&["node", cluster_token, name]);
+    if id < INDEX_END { id | (1 << 63) } else { id }
 }
 
 /// The id of the cluster that is bootstrapped with this token.

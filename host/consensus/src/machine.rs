@@ -17,6 +17,7 @@ use kvasir_api::command::Command;
 use kvasir_machine::{Effects, EntryId, State};
 use kvasir_storage::log::Log;
 use kvasir_storage::state::{Applied, AppliedBatch, Store};
+use kvasir_transport::NetworkError;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
@@ -96,6 +97,13 @@ impl Shared {
                 self.fatal.raise(format!("state file: cannot make a checkpoint: {error}"));
                 Err(error)
             }
+        }
+    }
+
+    /// Takes note of why a stream with a peer ended, if it was the peer who said so: one that was not reached has not proved who it is.
+    pub(crate) fn note_end(&self, error: &NetworkError) {
+        if let NetworkError::Ended(said) = error {
+            self.note_refusal(said);
         }
     }
 
@@ -331,7 +339,8 @@ impl RaftStateMachine<Kinds> for Machine {
     ) -> Result<Option<Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, Member, SnapshotData>>, io::Error>
     {
         // One that is being sent is gone on with: it is as good as the latest, with the log that is kept for it.
-        let meta = self.shared.snapshots.sending().or_else(|| self.shared.snapshot.lock().clone());
+        let purged = self.shared.log.state().last_purged.map(|id| id.index);
+        let meta = self.shared.snapshots.sending(purged).or_else(|| self.shared.snapshot.lock().clone());
         Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::of_store(Arc::clone(&self.shared.snapshots)) }))
     }
 }

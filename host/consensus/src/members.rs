@@ -57,7 +57,7 @@ pub(crate) struct Changed {
     pub(crate) index: u64,
 }
 
-/// Who changes the membership.
+/// Who changes the membership, and knows who answers.
 #[derive(Clone)]
 pub(crate) struct Members {
     pub(crate) raft: Raft,
@@ -256,6 +256,21 @@ impl Members {
         others.chain([self.shared.node_id]).collect()
     }
 
+    /// Who leads, as long as that shows: of another node, that it is heard; of this one, that most voters answer it.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        let leader = self.shared.standing.now().1?;
+        let shows = self.shared.standing.is_heard(self.silent_after) || leader == self.shared.node_id && self.is_answered();
+        shows.then_some(leader)
+    }
+
+    /// On the leader: whether most voters answer it.
+    fn is_answered(&self) -> bool {
+        let answering = self.answering();
+        let applied = self.shared.applied.lock();
+        let voters: BTreeSet<u64> = applied.1.membership().voter_ids().collect();
+        voters.intersection(&answering).count() > voters.len() / 2
+    }
+
     fn is_caught_up(&self, id: u64) -> bool {
         let last = self.raft.metrics().borrow_watched().last_log_index.unwrap_or(0);
         self.answering().contains(&id)
@@ -304,6 +319,15 @@ impl Members {
         )))
     }
 
+    /// On the leader: ends a change that was begun and not ended, by this leader or another, if there is one and nobody is at it.
+    pub(crate) async fn end_change(&self) {
+        if self.shared.applied.lock().1.membership().get_joint_config().len() > 1 {
+            // What is a change already goes on; what fails is tried again.
+            let ended = self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await;
+            tracing::info!(done = ended.is_ok(), "a change of the membership that was begun is ended");
+        }
+    }
+
     /// Puts a change through raft, after any that is under way. While most voters are silent it would be of unknown fate for as long
     /// as they are, and is not made.
     async fn apply(&self, change: ChangeMembers<u64, Member>) -> Result<u64, Error> {
@@ -313,7 +337,10 @@ impl Members {
             other => other,
         })?;
         loop {
-            match self.raft.change_membership(change.clone(), false).await {
+            // In a task of its own: it takes two entries, and whoever asked may go away between them.
+            let (raft, change) = (self.raft.clone(), change.clone());
+            let changing = tokio::spawn(async move { raft.change_membership(change, false).await });
+            match changing.await.map_err(|error| Error::Internal(error.to_string()))? {
                 Ok(response) => return Ok(response.log_id.index),
                 // The caller's deadline bounds this.
                 Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(

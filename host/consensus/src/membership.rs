@@ -8,6 +8,8 @@ use std::io;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::identity::INDEX_END;
+
 /// A member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Member {
@@ -110,6 +112,12 @@ pub(crate) fn decode_member(bytes: &[u8]) -> io::Result<(u64, Member)> {
     MemberRecord::decode(bytes)
         .map(MemberRecord::into_member)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a member: {error}")))
+}
+
+/// Whether a node that is not in the membership of entry `as_of` may have become a member after it: its id is the index of an entry
+/// behind that one. The id of a member that was there before, and that of a bootstrap, is not.
+pub(crate) fn is_to_come(node: u64, as_of: u64) -> bool {
+    (as_of..INDEX_END).contains(&node)
 }
 
 /// What a node is told that is no member, as of the membership of an entry.

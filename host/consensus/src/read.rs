@@ -49,10 +49,10 @@ impl Reads {
     pub(crate) fn start(raft: Raft, shared: Arc<Shared>, network: Option<Arc<dyn Network>>) -> Self {
         let (queue, waiters) = mpsc::channel(READ_QUEUE_MAX);
         let counts = Arc::new(Counts::default());
-        let applied = shared.applied_index.subscribe();
+        let (applied, standings) = (shared.applied_index.subscribe(), shared.standing.changes());
         let policy = shared.mutant.read_policy();
         let leader = network.map(|network| Leader::new(network, shared));
-        tokio::spawn(rounds(Rounds { raft, policy, applied, leader }, waiters, Arc::clone(&counts)));
+        tokio::spawn(rounds(Rounds { raft, policy, applied, standings, leader }, waiters, Arc::clone(&counts)));
         Self { queue, counts }
     }
 
@@ -83,6 +83,8 @@ struct Rounds {
     raft: Raft,
     policy: ReadPolicy,
     applied: watch::Receiver<u64>,
+    /// The term and the leader.
+    standings: watch::Receiver<(u64, Option<u64>)>,
     leader: Option<Leader>,
 }
 
@@ -121,12 +123,16 @@ fn answer(waiters: &mut Vec<Waiter>, result: &Result<(), Error>, counts: &Counts
 
 impl Rounds {
     async fn round(&mut self) -> Result<(), Error> {
+        let term = self.standings.borrow_and_update().0;
         let index = match (read_index(&self.raft, self.policy.clone()).await, &mut self.leader) {
             (Err(Error::LeaderChanged | Error::NoLeader), Some(leader)) => leader.read_index().await?,
             (index, _) => index?,
         };
-        self.applied.wait_for(|applied| *applied >= index).await.map_err(|_| Error::Stopped)?;
-        Ok(())
+        tokio::select! {
+            applied = self.applied.wait_for(|applied| *applied >= index) => applied.map(drop).map_err(|_| Error::Stopped),
+            // The index may be that of an entry which went with its leader.
+            _ = self.standings.wait_for(|(now, _)| *now > term) => Err(Error::LeaderChanged),
+        }
     }
 }
 

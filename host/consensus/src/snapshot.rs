@@ -36,8 +36,18 @@ pub(crate) struct Snapshots {
     hold: Duration,
     /// What tells this process' files from those of an earlier one.
     nonce: u64,
-    outgoing: Mutex<Option<Outgoing>>,
+    sending: Mutex<Sending>,
+    /// Held while a file to send is written: whoever wants one meanwhile waits for that one.
+    exports: Mutex<()>,
     part: Mutex<Option<Part>>,
+}
+
+/// What is being sent to members, or about to be.
+#[derive(Default)]
+struct Sending {
+    outgoing: Option<Outgoing>,
+    /// The entry that the file which is being written covers at least.
+    exporting: Option<u64>,
 }
 
 /// The file that is being sent, or was until lately.
@@ -72,8 +82,8 @@ impl Snapshots {
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nonce = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        let (exported, outgoing, part) = (AtomicU64::new(0), Mutex::new(None), Mutex::new(None));
-        Ok(Self { disk, dir, store, cluster_id, exported, hold, nonce, outgoing, part })
+        let (sending, exports, part) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { disk, dir, store, cluster_id, exported: AtomicU64::new(0), hold, nonce, sending, exports, part })
     }
 
     /// Whether nothing of it ever waits for a disk.
@@ -86,10 +96,14 @@ impl Snapshots {
     /// # Errors
     /// `StorageFull`; whatever the disk says.
     pub(crate) fn check_room(&self) -> io::Result<()> {
-        let (free, needed) = (self.disk.free_bytes(&self.dir)?, self.store.file_bytes()?);
         // Where that alarm is raised already there is nothing to bring on.
-        let kept = if free >= limits::DISK_FREE_BYTES_MIN { limits::DISK_FREE_BYTES_MIN } else { 0 };
-        if free - kept >= needed {
+        let free = self.disk.free_bytes(&self.dir)?;
+        self.fits(free, if free >= limits::DISK_FREE_BYTES_MIN { limits::DISK_FREE_BYTES_MIN } else { 0 })
+    }
+
+    fn fits(&self, free: u64, kept: u64) -> io::Result<()> {
+        let needed = self.store.file_bytes()?;
+        if free.saturating_sub(kept) >= needed {
             return Ok(());
         }
         let line =
@@ -120,31 +134,47 @@ impl Snapshots {
     /// The file to send to a member that is to get at least what `meta` covers: the one that is being sent, or a new one. Blocking.
     ///
     /// # Errors
-    /// As [`Snapshots::export`].
+    /// `StorageFull` when there is no room for one; as [`Snapshots::export`].
     pub(crate) fn to_send(&self, meta: &SnapshotMeta) -> io::Result<Arc<SnapshotFile>> {
-        if let Some(outgoing) = &mut *self.outgoing.lock()
+        let _one_at_a_time = self.exports.lock();
+        if let Some(outgoing) = &mut self.sending.lock().outgoing
             && outgoing.file.meta.last_log_id >= meta.last_log_id
         {
             outgoing.used = Instant::now();
             return Ok(Arc::clone(&outgoing.file));
         }
-        let file = Arc::new(self.export()?);
-        *self.outgoing.lock() = Some(Outgoing { file: Arc::clone(&file), used: Instant::now() });
+        // A disk that it fills would end this node.
+        self.fits(self.disk.free_bytes(&self.dir)?, 0)?;
+        // While it is written the log must stay above what it will cover.
+        self.sending.lock().exporting = Some(self.store.durable().map_or(0, |id| id.index));
+        let exported = self.export().map(Arc::new);
+        let mut sending = self.sending.lock();
+        sending.exporting = None;
+        let file = exported?;
+        sending.outgoing = Some(Outgoing { file: Arc::clone(&file), used: Instant::now() });
         Ok(file)
     }
 
-    /// What the file covers that is being sent, if there is one.
-    pub(crate) fn sending(&self) -> Option<SnapshotMeta> {
-        self.outgoing.lock().as_ref().map(|outgoing| outgoing.file.meta.clone())
+    /// What the file covers that is being sent, if there is one that the log, purged up to an entry, goes on from.
+    pub(crate) fn sending(&self, purged: Option<u64>) -> Option<SnapshotMeta> {
+        let sending = self.sending.lock();
+        let meta = &sending.outgoing.as_ref()?.file.meta;
+        (meta.last_log_id.as_ref().map(|id| id.index) >= purged).then(|| meta.clone())
     }
 
     /// Above which entry the log must stay, `log_bytes` heavy as it is; forgets what nobody came back for.
     pub(crate) fn held(&self, log_bytes: u64) -> Option<u64> {
         let part_kept = Duration::from_millis(limits::SNAPSHOT_PART_KEEP_MS);
         self.part.lock().take_if(|part| part.since.elapsed() > part_kept);
-        let mut outgoing = self.outgoing.lock();
-        outgoing.take_if(|outgoing| outgoing.used.elapsed() > self.hold || log_bytes > limits::SNAPSHOT_HOLD_LOG_BYTES_MAX);
-        outgoing.as_ref().map(|outgoing| outgoing.file.meta.last_log_id.as_ref().map_or(0, |id| id.index))
+        let mut sending = self.sending.lock();
+        sending.outgoing.take_if(|outgoing| {
+            // While it is sent, or its receiver is at it, somebody has it.
+            let is_over = outgoing.used.elapsed() > self.hold && Arc::strong_count(&outgoing.file) == 1;
+            is_over || log_bytes > limits::SNAPSHOT_HOLD_LOG_BYTES_MAX
+        });
+        let outgoing =
+            sending.outgoing.as_ref().map(|outgoing| outgoing.file.meta.last_log_id.as_ref().map_or(0, |id| id.index));
+        outgoing.into_iter().chain(sending.exporting).min()
     }
 
     /// Keeps what has come of a transfer that broke, for the next one of the same file.
@@ -313,7 +343,7 @@ impl SnapshotData {
     /// Some of it was sent just now.
     pub(crate) fn note_sent(&self) {
         if let Source::Own(snapshots) = &self.source
-            && let Some(outgoing) = &mut *snapshots.outgoing.lock()
+            && let Some(outgoing) = &mut snapshots.sending.lock().outgoing
         {
             outgoing.used = Instant::now();
         }

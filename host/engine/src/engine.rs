@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::compact;
 use crate::corruption::{self, Hashed};
 use crate::fill::Holds;
+use crate::leader;
 use crate::lease;
 use crate::lock::Lines;
 use crate::maintenance;
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) hashed: Mutex<Hashed>,
     /// Turns to be saved from.
     pub(crate) saves: Arc<Semaphore>,
+    /// Whether there has been no leader for too long.
+    pub(crate) leaderless: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -156,6 +159,7 @@ impl Engine {
                 slack: Slack::default(),
                 hashed: Mutex::default(),
                 saves: Arc::new(Semaphore::new(limits::SNAPSHOT_SAVES_MAX)),
+                leaderless: watch::Sender::new(false),
             }),
         };
         if let Some(term) = engine.consensus().leading_term()
@@ -173,6 +177,7 @@ impl Engine {
         engine.inner.tasks.spawn(space::watch(engine.clone()));
         engine.inner.tasks.spawn(corruption::compare(engine.clone()));
         engine.inner.tasks.spawn(version::raise(engine.clone()));
+        engine.inner.tasks.spawn(leader::watch(engine.clone()));
         Ok(engine)
     }
 
@@ -238,11 +243,6 @@ impl Engine {
     /// The term and the leader as last reported, and their changes.
     pub fn standings(&self) -> watch::Receiver<(u64, Option<u64>)> {
         self.inner.consensus.standings()
-    }
-
-    /// Whether a leader is known.
-    pub fn has_leader(&self) -> bool {
-        self.inner.consensus.leader().is_some()
     }
 
     /// Wall time as this node reads it, in milliseconds since 1970.

@@ -14,6 +14,7 @@ mod corruption;
 mod engine;
 mod fill;
 mod hash;
+mod leader;
 mod lease;
 mod lock;
 mod maintenance;

@@ -14,11 +14,6 @@ impl Engine {
         self.consensus().members()
     }
 
-    /// Who leads, as last reported.
-    pub fn leader(&self) -> Option<u64> {
-        self.consensus().leader()
-    }
-
     /// On the leader: the last log entry that each member is known to have.
     pub fn progress(&self) -> Vec<(u64, Option<u64>)> {
         self.consensus().progress()

@@ -28,7 +28,9 @@ pub(crate) async fn raise(engine: Engine) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         let Some(term) = engine.leading_term() else { continue };
-        let (version, agreed) = (known_to_all(&engine.members()), engine.cluster_version());
+        // Its own record may not be corrected yet.
+        let mine = engine.inner().options.command_version;
+        let (version, agreed) = (known_to_all(&engine.members()).min(mine), engine.cluster_version());
         if version <= agreed {
             continue;
         }

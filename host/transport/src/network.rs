@@ -61,15 +61,15 @@ pub enum NetworkError {
         /// The last failure.
         why: String,
     },
-    /// Whoever answered is not the node that was asked for, or refuses us.
+    /// Whoever answered is not the node that was asked for.
     #[error("node {node:016x} is refused: {why}")]
     Refused {
         /// Whom.
         node: u64,
-        /// What its certificate or its refusal said.
+        /// What is wrong with its certificate.
         why: String,
     },
-    /// The stream or the connection under it ended.
+    /// The stream or the connection under it ended: in words of the peer's, who has proved who it is.
     #[error("the stream has ended: {0}")]
     Ended(String),
     /// The other end sent what is no frame.

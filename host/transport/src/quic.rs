@@ -8,6 +8,7 @@
 
 mod config;
 mod connections;
+mod handshakes;
 mod join;
 mod server;
 mod stream;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::config::Configs;
 use self::connections::Connections;
+use self::handshakes::Handshakes;
 pub use self::join::{JoinFailed, join};
 use crate::identity::{Credentials, IdentityError, NodeName};
 use crate::network::{Accept, BoxFuture, Class, Network, NetworkError, Peer, Stream};
@@ -45,7 +47,7 @@ pub struct QuicOptions {
     pub redial_after: Duration,
     /// Bytes of a frame.
     pub frame_bytes_max: u32,
-    /// Handshakes of others that may be under way at once.
+    /// Handshakes of others that may be under way at once; the oldest make room.
     pub handshakes_max: usize,
     /// Requests to join that may be under way at once.
     pub joins_max: usize,
@@ -99,6 +101,7 @@ struct Inner {
     endpoint: quinn::Endpoint,
     configs: RwLock<Configs>,
     connections: Connections,
+    handshakes: Arc<Handshakes>,
     accept: Arc<dyn Accept>,
     options: QuicOptions,
     stop: CancellationToken,
@@ -152,6 +155,7 @@ impl Quic {
             endpoint,
             configs: RwLock::new(configs),
             connections: Connections::new(credentials.name().node),
+            handshakes: Handshakes::new(options.handshakes_max),
             accept,
             options,
             stop: CancellationToken::new(),

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvasir_api::Error;
 use kvasir_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use kvasir_api::etcdserverpb::request_op::Request as Op;
-use kvasir_api::etcdserverpb::{Compare, PutRequest, RequestOp, TxnRequest};
+use kvasir_api::etcdserverpb::watch_request::RequestUnion;
+use kvasir_api::etcdserverpb::{Compare, PutRequest, RequestOp, StatusRequest, TxnRequest, WatchCreateRequest, WatchRequest};
 use kvasir_tests::traffic::{Load, PROBES, Traffic};
 use kvasir_tests::{Addresses, Client, Cluster, eventually};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::judge::{install_counter, judge};
 use crate::{seed, turn};
@@ -156,6 +159,54 @@ async fn a_leader_that_stood_still_neither_serves_nor_writes_what_is_stale() {
             let entry = cluster.client(slot).await.entry(key.clone()).await.unwrap().unwrap();
             assert_eq!((entry.value.as_ref(), entry.mod_revision), (b"after".as_slice(), after));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_cut_off_says_so_and_sends_away_who_requires_a_leader() {
+    let _turn = turn().await;
+    let cluster = Cluster::builder(3).start().await;
+    let requiring = |request: WatchCreateRequest| {
+        let (requests, queue) = tokio::sync::mpsc::channel(4);
+        requests.try_send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }).unwrap();
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        (requests, request)
+    };
+    let leader = cluster.wait_leader().await;
+    // A follower that hears nobody, and a leader that nobody answers.
+    for slot in [(leader + 1) % 3, leader] {
+        let client = cluster.client(slot).await;
+        let (requests, request) = requiring(WatchCreateRequest { key: "w".into(), ..WatchCreateRequest::default() });
+        let mut watching = client.watch.clone().watch(request).await.unwrap().into_inner();
+        assert!(watching.message().await.unwrap().unwrap().created);
+        let create = WatchCreateRequest { key: "w".into(), ..WatchCreateRequest::default() };
+        let mut patient = client.watch(create).await.unwrap();
+        let status = |wanted: bool| {
+            let client = client.clone();
+            async move {
+                let answer = client.maintenance.clone().status(StatusRequest {}).await.map_err(|status| status.to_string())?;
+                let answer = answer.into_inner();
+                let has_none = answer.leader == 0 && answer.errors.contains(&Error::NoLeader.to_string());
+                if has_none == wanted { Ok(()) } else { Err(format!("{answer:?}")) }
+            }
+        };
+        status(false).await.unwrap();
+        cluster.relay().isolate(slot);
+        eventually("it says that it has no leader", Duration::from_secs(60), || status(true)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), watching.message()).await.expect("the watch is kept open");
+        assert_eq!(ended.expect_err("the watch goes on").message(), Error::NoLeader.to_string());
+        drop(requests);
+        let (_requests, request) = requiring(WatchCreateRequest::default());
+        let refused = client.watch.clone().watch(request).await.expect_err("a watch is opened without a leader");
+        assert_eq!(refused.message(), Error::NoLeader.to_string());
+        cluster.relay().heal();
+        cluster.wait_whole().await;
+        eventually("it has a leader again", Duration::from_secs(60), || status(false)).await;
+        // Who does not require one has missed nothing.
+        let revision = client.put("w", "after").await.unwrap().header.unwrap().revision;
+        let events = patient.next().await.unwrap().events;
+        assert_eq!(events[0].kv.as_ref().unwrap().mod_revision, revision);
     }
 }
 

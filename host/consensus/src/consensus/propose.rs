@@ -57,6 +57,10 @@ impl Consensus {
         loop {
             let (_, leader) = inner.shared.standing.now();
             let proposed = match (&inner.forward, leader) {
+                // What this node decided as the leader that it was then is decided no more.
+                (Some(_), Some(leader)) if leader != inner.identity.node_id && command.term != 0 => {
+                    return Err(Error::NotLeader);
+                }
                 (Some(forward), Some(leader)) if leader != inner.identity.node_id => {
                     self.propose_there(forward, &mut command, deadline).await
                 }
@@ -80,6 +84,7 @@ impl Consensus {
         command.forwarded = None;
         command.stamp = Some(Stamp { cluster_ms: inner.shared.clock.now_ms(), wall_ms: inner.shared.clock.wall_ms() });
         let proposed = Proposed::encode(command);
+        check_length(proposed.bytes().len())?;
         let ticket = inner.gauge.enter(proposed.bytes().len()).ok_or(Error::TooManyRequests)?;
         let (reply, answer) = oneshot::channel();
         let waiter = Waiter { reply, _ticket: ticket };
@@ -104,20 +109,17 @@ impl Consensus {
     async fn propose_there(&self, forward: &Forward, command: &mut Command, deadline: Instant) -> Result<Reply, Error> {
         let inner = &*self.inner;
         let ticket = inner.gauge.enter(command.encoded_len()).ok_or(Error::TooManyRequests)?;
-        let (number, answer) = inner.shared.waiting.enter(ticket);
+        let mut wait = inner.shared.waiting.enter(ticket);
         command.stamp = None;
-        command.forwarded = Some(Forwarded { node: inner.identity.node_id, number });
+        command.forwarded = Some(Forwarded { node: inner.identity.node_id, number: wait.number });
         let bytes = Bytes::from(command.encode_to_vec());
-        if let Err(error) = forward.send(Outgoing { number, bytes }) {
-            inner.shared.waiting.forget(number);
-            return Err(error);
-        }
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(answered) => answered.unwrap_or(Err(Error::Stopped)),
-            Err(_) => {
-                inner.shared.waiting.forget(number);
-                Err(Error::Timeout)
-            }
-        }
+        check_length(bytes.len())?;
+        forward.send(Outgoing { number: wait.number, bytes })?;
+        tokio::time::timeout_at(deadline, wait.answer()).await.unwrap_or(Err(Error::Timeout))
     }
+}
+
+/// Whether a command fits in the log, with the stamp that it may still get.
+pub(crate) fn check_length(bytes: usize) -> Result<(), Error> {
+    if bytes <= limits::COMMAND_BYTES_MAX { Ok(()) } else { Err(Error::RequestTooLarge) }
 }

@@ -5,6 +5,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver;
+
 use super::Consensus;
 use crate::blocking::blocking;
 
@@ -32,11 +34,15 @@ impl Consensus {
         if let Some(door) = &inner.door {
             door.close();
         }
-        // In a task of its own: where raft has stopped by itself, openraft may panic here, and what follows must be done all the same.
-        let raft = inner.raft.clone();
-        match tokio::spawn(async move { raft.shutdown().await }).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) | Err(error) => tracing::warn!(%error, "raft did not stop cleanly"),
+        // Where raft has stopped by itself there is nothing to stop: openraft would panic.
+        let runs = inner.raft.metrics().borrow_watched().running_state.is_ok();
+        if runs {
+            // In a task of its own: it may stop by itself right now, and what follows must be done all the same.
+            let raft = inner.raft.clone();
+            match tokio::spawn(async move { raft.shutdown().await }).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) | Err(error) => tracing::warn!(%error, "raft did not stop cleanly"),
+            }
         }
         let (store, log) = (inner.shared.store.clone(), inner.log.clone());
         let healthy = !inner.shared.fatal.is_raised();

@@ -146,7 +146,7 @@ impl Consensus {
         };
         boot(&raft, identity.node_id, first).await?;
         let mine = Member { command_version: options.command_version, ..options.member.clone() };
-        tokio::spawn(members::tend(members.clone(), mine, stop.clone()));
+        tokio::spawn(members::tend(members.clone(), reads.clone(), mine, stop.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 identity,

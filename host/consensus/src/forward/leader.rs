@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use kvasir_api::command::command::Body;
 use kvasir_api::command::{Command, Stamp};
 use kvasir_machine::check_version;
 use kvasir_transport::{FrameSink, Stream};
@@ -13,6 +14,7 @@ use openraft::errors::ClientWriteError;
 use prost::Message;
 use tokio::sync::oneshot;
 
+use crate::consensus::check_length;
 use crate::gauge::Gauge;
 use crate::kinds::{Kinds, Waiter};
 use crate::machine::{Machine, Shared};
@@ -46,6 +48,12 @@ pub(crate) async fn serve(raft: &Raft, shared: &Shared, gauge: &Arc<Gauge>, from
             frame = source.next(), if in_flight.len() < IN_FLIGHT_MAX => {
                 let Ok(Some(frame)) = frame else { return Ok(()) };
                 let (number, proposed) = command(shared, from, frame)?;
+                let Some(proposed) = proposed else {
+                    if !refuse(&mut *sink, number, NOT_LEADER).await {
+                        return Ok(());
+                    }
+                    continue;
+                };
                 let Some(ticket) = gauge.enter(proposed.bytes().len()) else {
                     if !refuse(&mut *sink, number, TOO_MANY).await {
                         return Ok(());
@@ -71,21 +79,26 @@ pub(crate) async fn serve(raft: &Raft, shared: &Shared, gauge: &Arc<Gauge>, from
     }
 }
 
-/// Reads a command of a follower, and stamps it: the stamp's field is put behind its bytes, which stay as they are.
-fn command(shared: &Shared, from: u64, mut frame: Bytes) -> io::Result<(u64, Proposed)> {
+/// Reads a command of a follower, and stamps it: the stamp's field is put behind its bytes, which stay as they are. `None`: it is one
+/// that only the leader decides on.
+fn command(shared: &Shared, from: u64, mut frame: Bytes) -> io::Result<(u64, Option<Proposed>)> {
     let number = frame.try_get_u64_le().map_err(invalid)?;
+    check_length(frame.len()).map_err(invalid)?;
     let command = Command::decode(frame.clone()).map_err(|error| invalid(format!("not a command: {error}")))?;
     check_version(&command).map_err(invalid)?;
     let forwarded = command.forwarded.ok_or_else(|| invalid("a forwarded command that does not say so"))?;
     if (forwarded.node, forwarded.number) != (from, number) || command.stamp.is_some() {
         return Err(invalid("a forwarded command in another node's name, or stamped"));
     }
+    if command.term != 0 || matches!(command.body, Some(Body::ClusterVersion(_))) {
+        return Ok((number, None));
+    }
     let stamp = Stamp { cluster_ms: shared.clock.now_ms(), wall_ms: shared.clock.wall_ms() };
     let tail = Command { stamp: Some(stamp), ..Command::default() };
     let mut bytes = BytesMut::with_capacity(frame.len() + tail.encoded_len());
     bytes.put(frame);
     tail.encode(&mut bytes).map_err(io::Error::other)?;
-    Ok((number, Proposed::from_bytes(bytes.freeze())))
+    Ok((number, Some(Proposed::from_bytes(bytes.freeze()))))
 }
 
 async fn refuse(sink: &mut dyn FrameSink, number: u64, code: u8) -> bool {

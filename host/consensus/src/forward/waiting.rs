@@ -33,6 +33,31 @@ struct Waiter {
     _ticket: Ticket,
 }
 
+/// A caller that waits. Dropped, also by one who goes away, it is waited for no more: what it took is given back.
+#[derive(Debug)]
+pub(crate) struct Wait<'a> {
+    waiting: &'a Waiting,
+    /// Its command's.
+    pub(crate) number: u64,
+    answer: oneshot::Receiver<Result<Reply, Error>>,
+}
+
+impl Wait<'_> {
+    /// What became of the command.
+    ///
+    /// # Errors
+    /// As a proposal; `Stopped`.
+    pub(crate) async fn answer(&mut self) -> Result<Reply, Error> {
+        (&mut self.answer).await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.waiting.callers.lock().waiters.remove(&self.number);
+    }
+}
+
 impl Waiting {
     /// Numbers go on from the time in nanoseconds: above all that an earlier process of this node can have used.
     pub(crate) fn new(now: SystemTime) -> Self {
@@ -40,12 +65,12 @@ impl Waiting {
         Self { next: AtomicU64::new(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX / 2)), callers: Mutex::default() }
     }
 
-    /// One more caller, and the number of its command.
-    pub(crate) fn enter(&self, ticket: Ticket) -> (u64, oneshot::Receiver<Result<Reply, Error>>) {
+    /// One more caller.
+    pub(crate) fn enter(&self, ticket: Ticket) -> Wait<'_> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.callers.lock().waiters.insert(number, Waiter { reply, sent_in: None, _ticket: ticket });
-        (number, answer)
+        Wait { waiting: self, number, answer }
     }
 
     /// A command goes to the leader of a term; `false` when that term is over here, or nobody waits any more: it need not go.
@@ -78,11 +103,6 @@ impl Waiting {
             // Whoever waited may have given up.
             let _ = waiter.reply.send(result);
         }
-    }
-
-    /// The caller's time is over.
-    pub(crate) fn forget(&self, number: u64) {
-        self.callers.lock().waiters.remove(&number);
     }
 
     /// A snapshot took the place of entries: whether what was sent is among them is not known.
@@ -126,19 +146,30 @@ mod tests {
     fn what_an_older_term_was_sent_is_dead_once_a_later_one_is_applied_and_nothing_else_is() {
         let (gauge, waiting) = (Gauge::new(10, 1_000), Waiting::new(UNIX_EPOCH));
         let enter = || waiting.enter(gauge.enter(1).expect("room"));
-        let ((old, mut old_answer), (new, mut new_answer), (unsent, mut unsent_answer)) = (enter(), enter(), enter());
-        assert!(waiting.sent(old, 1) && waiting.sent(new, 2));
+        let (mut old, mut new, mut unsent) = (enter(), enter(), enter());
+        assert!(waiting.sent(old.number, 1) && waiting.sent(new.number, 2));
         waiting.applied_term(1);
-        assert!(old_answer.try_recv().is_err(), "its term is not over");
+        assert!(old.answer.try_recv().is_err(), "its term is not over");
         waiting.applied_term(2);
-        assert_eq!(old_answer.try_recv(), Ok(Err(Error::NotLeader)));
-        assert!(new_answer.try_recv().is_err() && unsent_answer.try_recv().is_err());
+        assert_eq!(old.answer.try_recv(), Ok(Err(Error::NotLeader)));
+        assert!(new.answer.try_recv().is_err() && unsent.answer.try_recv().is_err());
         // A stream of an older term that is still open takes nothing more.
-        assert!(!waiting.sent(unsent, 1));
-        assert_eq!(unsent_answer.try_recv(), Ok(Err(Error::NotLeader)));
+        assert!(!waiting.sent(unsent.number, 1));
+        assert_eq!(unsent.answer.try_recv(), Ok(Err(Error::NotLeader)));
         // A snapshot hides what became of what was sent.
         waiting.lost_sight();
-        assert_eq!(new_answer.try_recv(), Ok(Err(Error::Timeout)));
+        assert_eq!(new.answer.try_recv(), Ok(Err(Error::Timeout)));
+        assert_eq!(gauge.pending(), 0);
+    }
+
+    #[test]
+    fn whoever_goes_away_leaves_nothing_behind() {
+        let (gauge, waiting) = (Gauge::new(10, 1_000), Waiting::new(UNIX_EPOCH));
+        let gone = waiting.enter(gauge.enter(1).expect("room"));
+        let number = gone.number;
+        assert!(waiting.sent(number, 1) && waiting.waits_for(number));
+        drop(gone);
+        assert!(!waiting.waits_for(number) && !waiting.sent(number, 1));
         assert_eq!(gauge.pending(), 0);
     }
 }

@@ -143,7 +143,7 @@ async fn ask(
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return Err(Error::Timeout),
         Ok(Err(error)) => {
-            shared.note_refusal(&error.to_string());
+            shared.note_end(&error);
             tracing::debug!(%error, "node {node:016x} gave no answer");
             return Err(if sent { Error::Timeout } else { Error::NoLeader });
         }

@@ -1,7 +1,7 @@
 //! What is done about the membership without being asked.
 //!
-//! The leader makes voters of learners that have caught up and are to vote; every member keeps its own record true; one that hears
-//! nothing asks whether it still is a member.
+//! The leader makes voters of learners that have caught up and are to vote; every member makes its own record true once it has
+//! started; one that hears nothing asks whether it still is a member.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Change, Members};
 use crate::membership::Member;
+use crate::read::Reads;
 
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -20,7 +21,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs until the node stops. `mine` is what this node was started with.
-pub(crate) async fn tend(members: Members, mine: Member, stop: CancellationToken) {
+pub(crate) async fn tend(members: Members, reads: Reads, mine: Member, stop: CancellationToken) {
+    let mut is_recorded = false;
     let mut asked = Instant::now();
     let mut whom = 0;
     loop {
@@ -32,10 +34,12 @@ pub(crate) async fn tend(members: Members, mine: Member, stop: CancellationToken
             return;
         }
         let leader = members.shared.standing.now().1;
-        if leader.is_some() {
-            keep_record(&members, &mine).await;
+        if leader.is_some() && !is_recorded {
+            is_recorded = record(&members, &reads, &mine).await;
         }
         if leader == Some(members.shared.node_id) {
+            // Without a quorum it waits for one: not for longer than a change may take.
+            let _ = tokio::time::timeout(CHANGE_TIMEOUT, members.end_change()).await;
             promote(&members).await;
         } else if asked.elapsed() > ASK_EVERY {
             asked = Instant::now();
@@ -49,18 +53,26 @@ pub(crate) async fn tend(members: Members, mine: Member, stop: CancellationToken
     }
 }
 
-/// Corrects this node's record, if it is another.
-async fn keep_record(members: &Members, mine: &Member) {
+/// Makes this node's record say what it was started with; whether it does. What an operator changes after that stays.
+async fn record(members: &Members, reads: &Reads, mine: &Member) -> bool {
+    // What has become of it while this node was down must be known here.
+    if !matches!(tokio::time::timeout(ASK_EVERY, reads.confirm()).await, Ok(Ok(()))) {
+        return false;
+    }
     let id = members.shared.node_id;
-    let Some(known) = members.list().into_iter().find(|known| known.id == id) else { return };
+    let Some(known) = members.list().into_iter().find(|known| known.id == id) else { return false };
     let wanted = Member { promote: known.member.promote, ..mine.clone() };
     if known.member == wanted {
-        return;
+        return true;
     }
     match members.change(Change::Update(id, wanted), Instant::now() + CHANGE_TIMEOUT).await {
         Ok(_) => tracing::info!(name = %mine.name, peer_urls = ?mine.peer_urls, "this member's record is up to date"),
-        Err(error) => tracing::debug!(%error, "this member's record is not up to date yet"),
+        Err(error) => {
+            tracing::debug!(%error, "this member's record is not up to date yet");
+            return false;
+        }
     }
+    true
 }
 
 async fn promote(members: &Members) {

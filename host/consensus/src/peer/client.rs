@@ -201,7 +201,7 @@ impl Peer {
     }
 
     fn refused(&self, error: &NetworkError) -> RPCError<Kinds> {
-        self.shared.note_refusal(&error.to_string());
+        self.shared.note_end(error);
         unreachable(error)
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::FutureExt;
 use kvasir_transport::{Accept, BoxFuture, Class, FrameSource, Stream};
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest};
 use parking_lot::RwLock;
 use prost::Message;
 
@@ -15,7 +15,7 @@ use crate::gauge::Gauge;
 use crate::kinds::{Kinds, Vote};
 use crate::machine::{Machine, Shared};
 use crate::members::Members;
-use crate::membership::not_a_member;
+use crate::membership::{is_to_come, not_a_member};
 
 type Raft = openraft::Raft<Kinds, Machine>;
 
@@ -92,18 +92,33 @@ impl PeerDoor {
     }
 }
 
+/// What a member's state says of a node.
+enum Known {
+    Member,
+    /// It may have been added since: as a leader to learn of it from, or as a candidate that needs this node's vote.
+    ToCome(String),
+    /// It is none, or no more.
+    No(String),
+}
+
+fn known(shared: &Shared, node: u64) -> Known {
+    let applied = shared.applied.lock();
+    let (membership, as_of) = (applied.1.membership(), applied.1.log_id().map_or(0, |id| id.index));
+    // Before the first membership is applied, the cluster's authority alone says who belongs to it.
+    if membership.nodes().next().is_none() || membership.get_node(&node).is_some() {
+        Known::Member
+    } else if is_to_come(node, as_of) {
+        Known::ToCome(not_a_member(node, as_of))
+    } else {
+        Known::No(not_a_member(node, as_of))
+    }
+}
+
 impl Accept for PeerDoor {
     fn admits(&self, node: u64) -> Result<(), String> {
-        let Some(shared) = self.serving.read().running.as_ref().map(|running| Arc::clone(&running.shared)) else {
-            return Ok(());
-        };
-        let applied = shared.applied.lock();
-        let membership = applied.1.membership();
-        // Before the first membership is applied, the cluster's authority alone says who belongs to it.
-        if membership.nodes().next().is_none() || membership.get_node(&node).is_some() {
-            Ok(())
-        } else {
-            Err(not_a_member(node, applied.1.log_id().map_or(0, |id| id.index)))
+        match self.serving.read().running.as_ref().map(|running| known(&running.shared, node)) {
+            Some(Known::No(why)) => Err(why),
+            Some(Known::Member | Known::ToCome(_)) | None => Ok(()),
         }
     }
 
@@ -111,16 +126,21 @@ impl Accept for PeerDoor {
         let Serving { running: Some(Running { raft, shared, gauge, members }), attendant } = self.serving.read().clone() else {
             return;
         };
-        // It may have been removed since it connected.
-        if let Err(why) = self.admits(from) {
-            if class == Class::Control {
-                tokio::spawn(crate::members::refuse(why, stream));
+        let is_rafts = matches!(class, Class::Append | Class::Heartbeat | Class::Vote | Class::Snapshot);
+        match known(&shared, from) {
+            Known::Member => {}
+            Known::ToCome(_) if is_rafts => {}
+            // It may have been removed since it connected.
+            Known::ToCome(why) | Known::No(why) => {
+                if class == Class::Control {
+                    tokio::spawn(crate::members::refuse(why, stream));
+                }
+                return;
             }
-            return;
         }
         tokio::spawn(async move {
             let served = match class {
-                Class::Append | Class::Heartbeat => appends(raft, from, stream).await,
+                Class::Append | Class::Heartbeat => appends(raft, &shared, from, stream).await,
                 Class::Vote => question(raft, from, stream).await,
                 Class::Snapshot => super::snapshot::receive(&raft, &shared, from, stream).await,
                 Class::Forward => crate::forward::serve(&raft, &shared, &gauge, from, stream).await,
@@ -151,7 +171,7 @@ pub(super) fn is_for(vote: &Vote, from: u64) -> std::io::Result<()> {
 }
 
 /// Appends, for as long as the peer sends them.
-async fn appends(raft: Raft, from: u64, stream: Stream) -> std::io::Result<()> {
+async fn appends(raft: Raft, shared: &Shared, from: u64, stream: Stream) -> std::io::Result<()> {
     let Stream { mut sink, source } = stream;
     let (broken, mut heard) = tokio::sync::oneshot::channel();
     let requests = futures_util::stream::unfold((source, Some(broken)), move |(mut source, mut broken)| async move {
@@ -176,6 +196,9 @@ async fn appends(raft: Raft, from: u64, stream: Stream) -> std::io::Result<()> {
             // Raft has stopped: there is no more to say.
             let Ok(answer) = answer else { return Ok(()) };
             ended = answer.is_err();
+            if !matches!(answer, Err(StreamAppendError::HigherVote(_))) {
+                shared.standing.hear();
+            }
             frames.push(vec![encode_appended(&answer)]);
             if !ended && frames.len() < ANSWERS_MAX {
                 next = answers.next().now_or_never().flatten();
@@ -233,11 +256,13 @@ async fn question(raft: Raft, from: u64, mut stream: Stream) -> std::io::Result<
 mod tests {
     use std::time::SystemTime;
 
+    use kvasir_api::command::Command;
+    use kvasir_api::command::command::Body;
     use kvasir_storage::disk::SimDisk;
     use kvasir_transport::identity::Authority;
     use kvasir_transport::{FrameSink, NetworkError};
 
-    use super::super::wire::{decode_appended, encode_append};
+    use super::super::wire::{AskTransfer, AskVote, decode_appended, encode_append};
     use super::*;
     use crate::tests::cluster::{DEADLINE, TOKEN, launch};
     use crate::{Boot, Member, cluster_id, node_id};
@@ -269,7 +294,7 @@ mod tests {
         let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
         let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
         node.consensus.ready(DEADLINE).await.unwrap();
-        let raft = node.door.running().unwrap().raft;
+        let Running { raft, shared, .. } = node.door.running().unwrap();
         let from = 9;
         for round in 1..=100 {
             // Of a term that the node, which may elect itself meanwhile, has not come to.
@@ -282,12 +307,87 @@ mod tests {
             let frame = Bytes::from(encode_append(&heartbeat).concat());
             let said = Arc::default();
             let source = Box::new(Sends(vec![frame]));
-            appends(raft.clone(), from, Stream { sink: Box::new(Kept(Arc::clone(&said))), source }).await.unwrap();
+            appends(raft.clone(), &shared, from, Stream { sink: Box::new(Kept(Arc::clone(&said))), source }).await.unwrap();
             let said = std::mem::take(&mut *said.lock());
             assert_eq!(said.len(), 1);
             assert!(said.into_iter().all(|answer| decode_appended(answer).unwrap().is_ok()));
         }
-        drop(raft);
+        drop((raft, shared));
+        node.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_member_that_speaks_in_anothers_name_changes_nothing() {
+        let authority = Authority::create(cluster_id(TOKEN), SystemTime::now()).unwrap();
+        let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
+        let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
+        node.consensus.ready(DEADLINE).await.unwrap();
+        let (term, keys) = (node.consensus.term(), node.consensus.state().read().revision());
+        let Running { raft, shared, gauge, .. } = node.door.running().unwrap();
+        let (from, other) = (9, 8);
+        let stream = |frames: Vec<Bytes>| Stream { sink: Box::new(Kept(Arc::default())), source: Box::new(Sends(frames)) };
+        let said = |served: std::io::Result<()>| served.expect_err("it was served").to_string();
+
+        let vote = openraft::Vote::new_committed(1_000, other);
+        let heartbeat = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        let frame = Bytes::from(encode_append(&heartbeat).concat());
+        let error = said(appends(raft.clone(), &shared, from, stream(vec![frame])).await);
+        assert!(error.contains("a vote for node 0000000000000008"), "{error}");
+
+        let wanted = openraft::Vote::new(1_000, other);
+        let last =
+            Some(crate::kinds::LogId::new(openraft::impls::leader_id_adv::LeaderId { term: 999, node_id: other }, 1_000));
+        let request = openraft::raft::VoteRequest::new(wanted, last);
+        let asks = [
+            AskKind::Vote(AskVote::new(&request)),
+            AskKind::PreVote(AskVote::new(&request)),
+            AskKind::Transfer(AskTransfer::new(&vote, *raft.node_id(), last)),
+        ];
+        for kind in asks {
+            let ask = Ask { kind: Some(kind) };
+            let error = said(question(raft.clone(), from, stream(vec![Bytes::from(ask.encode_to_vec())])).await);
+            assert!(error.contains("a vote for node 0000000000000008"), "{error}");
+        }
+
+        let offer = crate::peer::wire::SnapshotOffer::new(&vote, last, 1, 10);
+        let error =
+            said(super::super::snapshot::receive(&raft, &shared, from, stream(vec![Bytes::from(offer.encode_to_vec())])).await);
+        assert!(error.contains("a vote for node 0000000000000008"), "{error}");
+
+        let forwarded = |node| {
+            let mut command = crate::tests::cluster::put("in another's name", "1");
+            command.version = kvasir_machine::FIRST_CLUSTER_VERSION;
+            command.forwarded = Some(kvasir_api::command::Forwarded { node, number: 5 });
+            Bytes::from([&5u64.to_le_bytes()[..], &command.encode_to_vec()].concat())
+        };
+        let hello = Bytes::copy_from_slice(&term.to_le_bytes());
+        // Taken from the back.
+        let error = said(crate::forward::serve(&raft, &shared, &gauge, from, stream(vec![forwarded(other), hello])).await);
+        assert!(error.contains("another node's name"), "{error}");
+
+        // Nor does the leader take from another what leaders decide, or what does not fit in its log.
+        let mut decided = crate::tests::cluster::put("decided elsewhere", "1");
+        decided.term = term;
+        let raised = kvasir_api::command::ClusterVersion { version: u32::MAX };
+        let raised = Command { body: Some(Body::ClusterVersion(raised)), ..Command::default() };
+        for mut command in [decided, raised] {
+            command.version = kvasir_machine::FIRST_CLUSTER_VERSION;
+            command.forwarded = Some(kvasir_api::command::Forwarded { node: from, number: 5 });
+            let frame = Bytes::from([&5u64.to_le_bytes()[..], &command.encode_to_vec()].concat());
+            let hello = Bytes::copy_from_slice(&term.to_le_bytes());
+            let answers = Arc::default();
+            let stream = Stream { sink: Box::new(Kept(Arc::clone(&answers))), source: Box::new(Sends(vec![frame, hello])) };
+            crate::forward::serve(&raft, &shared, &gauge, from, stream).await.unwrap();
+            assert_eq!(answers.lock().as_slice(), [Bytes::from_static(&[5, 0, 0, 0, 0, 0, 0, 0, 2])]);
+        }
+        let large = Bytes::from(vec![0; kvasir_api::limits::COMMAND_BYTES_MAX + 9]);
+        let hello = Bytes::copy_from_slice(&term.to_le_bytes());
+        let error = said(crate::forward::serve(&raft, &shared, &gauge, from, stream(vec![large, hello])).await);
+        assert!(error.contains("too large"), "{error}");
+
+        node.consensus.read_index().await.unwrap();
+        assert_eq!((node.consensus.term(), node.consensus.state().read().revision()), (term, keys));
+        drop((raft, shared, gauge));
         node.stop().await;
     }
 }

@@ -278,7 +278,7 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         assert!(leader.consensus.status().purged_index <= held);
-        assert_eq!(from.shared.snapshots.sending().unwrap().last_log_id.unwrap().index, held);
+        assert_eq!(from.shared.snapshots.sending(None).unwrap().last_log_id.unwrap().index, held);
         let (done, received, second) = send(usize::MAX).await;
         assert_eq!(done.unwrap(), vote);
         received.unwrap();

@@ -35,19 +35,19 @@ impl Leader {
     pub(super) async fn read_index(&mut self) -> Result<u64, Error> {
         let (_, Some(leader)) = self.shared.standing.now() else { return Err(Error::NoLeader) };
         // What is taken out comes back only after a whole exchange: an answer that came late is never read.
-        let (to, stream) = match self.link.take() {
-            Some((to, stream)) if to == leader => (to, Ok(stream)),
-            _ => (leader, self.open(leader).await),
-        };
+        let kept = self.link.take().filter(|(to, _)| *to == leader);
+        self.next += 1;
         let exchange = async {
-            let mut stream = stream?;
-            self.next += 1;
+            let mut stream = match kept {
+                Some((_, stream)) => stream,
+                None => self.open(leader).await?,
+            };
             let index = ask(&mut stream, self.next).await?;
             Ok::<_, NetworkError>((stream, index))
         };
         match timeout(ANSWER_TIMEOUT, exchange).await {
             Ok(Ok((stream, index))) => {
-                self.link = Some((to, stream));
+                self.link = Some((leader, stream));
                 index.ok_or(Error::LeaderChanged)
             }
             Ok(Err(error)) => {

@@ -1,15 +1,20 @@
 //! Members come, vote, move, hand over and go, over real QUIC.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kvasir_api::Error;
 use kvasir_machine::Reply;
 use kvasir_storage::disk::SimDisk;
+use kvasir_transport::NetworkError;
 use kvasir_transport::identity::Authority;
 
 use super::cluster::{DEADLINE, Node, TOKEN, get, launch, put};
+use crate::machine::Shared;
+use crate::membership::not_a_member;
+use crate::peer::Running;
 use crate::{Boot, Consensus, Member, cluster_id, node_id};
 
 fn member(name: &str, promote: bool) -> Member {
@@ -136,5 +141,122 @@ async fn a_learner_stays_one_unless_asked_and_a_change_without_a_quorum_is_refus
     .await;
     assert!(matches!(founder.propose(put("back", "1")).await.unwrap(), Reply::Put(_)));
     back.stop().await;
+    founded.founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_down_follows_a_leader_that_was_added_meanwhile() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let disks = [SimDisk::new(2), SimDisk::new(3), SimDisk::new(4)];
+    let second = founded.join(founder, "b", true, &disks[0]).await;
+    let third = founded.join(founder, "c", true, &disks[1]).await;
+    until("b and c vote", || voters(founder).len() == 3 && voters(&third.consensus).len() == 3).await;
+    let id = third.consensus.node_id();
+    let there = Member { peer_urls: vec![format!("https://{}", third.quic.address().unwrap())], ..member("c", false) };
+    third.stop().await;
+    let fourth = founded.join(founder, "d", true, &disks[2]).await;
+    until("d votes", || voters(founder).len() == 4).await;
+    founder.transfer_leader(fourth.consensus.node_id()).await.unwrap();
+    until("d leads", || fourth.consensus.is_leader()).await;
+    let term = fourth.consensus.term();
+    fourth.consensus.propose(put("late", "1")).await.unwrap();
+    // It has never heard of d, and nobody but d can tell it.
+    let third = launch(&founded.authority, id, there, Boot::Alone, &disks[1]).await;
+    until("c has what d has", || get(&third.consensus, "late").as_deref() == Some("1")).await;
+    assert_eq!(fourth.consensus.leading_term(), Some(term), "d led all the time");
+    // Without one of the others it is c whose vote counts.
+    second.stop().await;
+    assert!(matches!(founder.propose(put("three of four", "1")).await.unwrap(), Reply::Put(_)));
+    third.stop().await;
+    fourth.stop().await;
+    founded.founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_change_of_a_record_stays_until_the_member_starts_again() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let disk = SimDisk::new(2);
+    let second = founded.join(founder, "b", true, &disk).await;
+    until("b votes", || voters(founder).len() == 2).await;
+    let id = second.consensus.node_id();
+    let record = |at: &Consensus| at.members().into_iter().find(|known| known.id == id).unwrap().member;
+    until("b says what it knows", || record(founder).command_version > 0).await;
+    let moved = Member { client_urls: vec!["http://elsewhere:1".to_owned()], ..record(founder) };
+    founder.update_member(id, moved.clone()).await.unwrap();
+    // Long enough for the member to have looked at its record several times.
+    let looked = tokio::time::Instant::now() + Duration::from_millis(1_500);
+    while tokio::time::Instant::now() < looked {
+        assert_eq!(record(founder), moved);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    second.stop().await;
+    let again = launch(&founded.authority, id, member("b", false), Boot::Alone, &disk).await;
+    until("b says again where it is", || record(founder).client_urls.is_empty()).await;
+    again.stop().await;
+    founded.founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_hears_no_leader_and_who_is_not_answered_say_that_there_is_none() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let disk = SimDisk::new(2);
+    let second = founded.join(founder, "b", true, &disk).await;
+    until("b votes", || voters(founder).len() == 2).await;
+    until("both know a leader", || founder.leader().is_some() && second.consensus.leader().is_some()).await;
+    assert_eq!(founder.status().leader, Some(founder.node_id()));
+    let id = second.consensus.node_id();
+    second.stop().await;
+    until("a is not answered", || founder.leader().is_none()).await;
+    assert!(founder.status().leader.is_none() && !founder.status().is_leader);
+    let second = launch(&founded.authority, id, member("b", false), Boot::Alone, &disk).await;
+    until("there is one again", || founder.leader().is_some() && second.consensus.leader().is_some()).await;
+    let (stays, goes) = if second.consensus.is_leader() { (founded.founder, second) } else { (second, founded.founder) };
+    // Cut off without a word: the other end hears nothing more.
+    goes.quic.close().await;
+    until("nobody is heard", || stays.consensus.leader().is_none()).await;
+    goes.stop().await;
+    stays.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_nobody_ends_is_ended_by_the_leader() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let disks = [SimDisk::new(2), SimDisk::new(3)];
+    let second = founded.join(founder, "b", true, &disks[0]).await;
+    until("b votes", || voters(founder).len() == 2).await;
+    let third = founded.join(founder, "c", false, &disks[1]).await;
+    let Running { raft, shared, .. } = founded.founder.door.running().unwrap();
+    let id = second.consensus.node_id();
+    second.stop().await;
+    // Its first entry is in the log, and whoever asked for it is gone before that is committed.
+    let learner = BTreeSet::from([third.consensus.node_id()]);
+    let begun = raft.change_membership(openraft::ChangeMembers::AddVoterIds(learner), false);
+    tokio::time::timeout(Duration::from_millis(300), begun).await.expect_err("there is no quorum");
+    let second = launch(&founded.authority, id, member("b", false), Boot::Alone, &disks[0]).await;
+    let configs =
+        |at: &Shared| at.applied.lock().1.membership().get_joint_config().iter().map(BTreeSet::len).collect::<Vec<_>>();
+    until("the change is ended", || configs(&shared) == [3]).await;
+    drop((raft, shared));
+    third.stop().await;
+    second.stop().await;
+    founded.founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_peer_that_has_proved_itself_can_say_that_this_node_is_no_member() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let Running { shared, .. } = founded.founder.door.running().unwrap();
+    let said = not_a_member(founder.node_id(), u64::MAX);
+    let nobody = NetworkError::Unreachable { node: 7, addresses: "127.0.0.1:1".to_owned(), why: said.clone() };
+    shared.note_end(&nobody);
+    assert!(!shared.fatal.is_raised());
+    shared.note_end(&NetworkError::Ended(said));
+    assert!(founder.fatal().await.contains("was removed from its cluster"));
+    drop(shared);
     founded.founder.stop().await;
 }

@@ -256,3 +256,31 @@ async fn leftover_snapshots_are_removed_at_the_start() {
     assert!(!disk.exists(leftover).unwrap());
     consensus.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_held_while_a_snapshot_is_written_and_for_as_long_as_it_is_sent() {
+    let sim = SimDisk::new(1);
+    let shared = shared_on(Arc::new(SlowDisk::new(sim, Duration::from_millis(100))), Path::new("/leader"));
+    let mut leader = Machine { shared: Arc::clone(&shared), publish: Arc::new(Told::default()) };
+    apply(&mut leader, (1..=20).map(|index| entry(1, index, 50)).collect()).await.unwrap();
+    let told = shared.checkpoint().await.unwrap();
+    let durable = told.last_log_id.index().unwrap();
+    assert_eq!(shared.snapshots.held(0), None);
+    let writing = tokio::task::spawn_blocking({
+        let (snapshots, told) = (Arc::clone(&shared.snapshots), told.clone());
+        move || snapshots.to_send(&told).unwrap()
+    });
+    until("it is held", || shared.snapshots.held(0) == Some(durable)).await;
+    assert!(!writing.is_finished(), "the file is written already");
+    let file = writing.await.unwrap();
+    let covered = file.meta.last_log_id.index();
+    assert!(covered >= Some(durable) && shared.snapshots.held(0) == covered);
+    // It is held for a second after it was used last; and for longer while somebody is at it.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(shared.snapshots.held(0), covered);
+    // Once the log is purged above it, it is of no use.
+    assert_eq!(shared.snapshots.sending(covered).unwrap().last_log_id.index(), covered);
+    assert!(shared.snapshots.sending(covered.map(|index| index + 1)).is_none());
+    drop(file);
+    assert_eq!(shared.snapshots.held(0), None);
+}

@@ -80,11 +80,15 @@ fn admit(headers: &HeaderMap, has_leader: impl FnOnce() -> bool) -> Result<(), E
     if headers.get("client-api-version").is_some_and(|version| std::str::from_utf8(version.as_bytes()).is_err()) {
         return Err(Error::InvalidClientApiVersion);
     }
-    let leader_required = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-    if leader_required && !has_leader() {
+    if requires_leader(headers) && !has_leader() {
         return Err(Error::NoLeader);
     }
     Ok(())
+}
+
+/// Whether the client is not to be served without a leader: clientv3's `WithRequireLeader`. An open stream ends when that comes about.
+pub(super) fn requires_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
 }
 
 /// Of etcd's services a member that does not vote serves its status, snapshots and, where they are serializable, ranges.

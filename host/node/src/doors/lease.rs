@@ -8,10 +8,10 @@ use kvasir_api::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use kvasir_api::{Error, limits};
+use kvasir_api::limits;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Door, front};
+use super::{Door, Leader, front};
 
 #[tonic::async_trait]
 impl Lease for Door {
@@ -29,10 +29,11 @@ impl Lease for Door {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let asked = stream::unfold(Some((self.clone(), request.into_inner())), |asked| async {
-            let (mut door, mut requests) = asked?;
-            let request = door.next_renewal(&mut requests).await?;
-            let rest = request.is_ok().then_some((door, requests));
+        let leader = self.leader_for(request.metadata());
+        let asked = stream::unfold(Some((self.clone(), leader, request.into_inner())), |asked| async {
+            let (mut door, mut leader, mut requests) = asked?;
+            let request = door.next_renewal(&mut leader, &mut requests).await?;
+            let rest = request.is_ok().then_some((door, leader, requests));
             Some((request, rest))
         });
         // Renewals that wait at the same moment share one entry, those of one stream too; the answers keep the order.
@@ -62,11 +63,12 @@ impl Door {
     /// The next request of a stream; `None` when its client has no more.
     async fn next_renewal(
         &mut self,
+        leader: &mut Option<Leader>,
         requests: &mut Streaming<LeaseKeepAliveRequest>,
     ) -> Option<Result<LeaseKeepAliveRequest, Status>> {
         tokio::select! {
             request = requests.message() => request.map_err(front::stream_error).transpose(),
-            () = self.stopped() => Some(Err(Error::Stopped.into())),
+            error = self.ended(leader) => Some(Err(error.into())),
         }
     }
 

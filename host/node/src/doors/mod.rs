@@ -35,8 +35,8 @@ use kvasir_api::etcdserverpb::lease_server::LeaseServer;
 use kvasir_api::etcdserverpb::maintenance_server::MaintenanceServer;
 use kvasir_api::kvasir::cluster::v1::nodes_server::NodesServer;
 use kvasir_api::kvasir::plugin::v1::plugins_server::PluginsServer;
-use kvasir_api::limits;
 use kvasir_api::v3lockpb::lock_server::LockServer;
+use kvasir_api::{Error, limits};
 use kvasir_engine::{Caller, Engine};
 use kvasir_plugins::PluginHost;
 use tokio::sync::{Semaphore, watch as flag};
@@ -70,6 +70,33 @@ impl Door {
     async fn stopped(&mut self) {
         stopped(&mut self.stopping).await;
     }
+
+    /// What tells a stream that there is no leader, if its client requires one.
+    fn leader_for(&self, metadata: &tonic::metadata::MetadataMap) -> Option<Leader> {
+        front::requires_leader(metadata.as_ref()).then(|| self.engine.leaderless())
+    }
+
+    /// Resolves once an open stream must end: the node stops, or its client requires a leader and there is none.
+    async fn ended(&mut self, leader: &mut Option<Leader>) -> Error {
+        tokio::select! {
+            () = self.stopped() => Error::Stopped,
+            () = lost(leader) => Error::NoLeader,
+        }
+    }
+}
+
+/// Tells a stream whose client requires a leader that there is none.
+type Leader = flag::Receiver<bool>;
+
+/// Resolves once there is no leader, if one is required.
+async fn lost(leader: &mut Option<Leader>) {
+    if let Some(leader) = leader
+        && leader.wait_for(|leaderless| *leaderless).await.is_ok()
+    {
+        return;
+    }
+    // None is required, or the engine is gone, and the stream ends by that.
+    std::future::pending().await
 }
 
 /// Resolves once the flag is true, or once nobody can raise it any more.

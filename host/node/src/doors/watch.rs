@@ -11,7 +11,7 @@ use bytes::BufMut;
 use futures_util::future::{Fuse, FutureExt};
 use futures_util::stream::{self, Stream};
 use kvasir_api::etcdserverpb::WatchRequest;
-use kvasir_api::{Error, limits};
+use kvasir_api::limits;
 use kvasir_engine::{WatchFrame, WatchFrames, WatchRequests};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -21,7 +21,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Door, front};
+use super::{Door, Leader, front};
 
 /// Serves `/etcdserverpb.Watch/Watch`.
 #[derive(Clone)]
@@ -66,10 +66,12 @@ impl StreamingService<WatchRequest> for WatchService {
     type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
+        let leader = self.door.leader_for(request.metadata());
         let (requests, frames) = self.door.engine.watch_stream((*self.door.caller).clone()).split();
         let (failed, failure) = oneshot::channel();
         let inbound = tokio::spawn(take_requests(request.into_inner(), requests, failed)).abort_handle();
-        let outbound = Outbound { frames, failure: failure.fuse(), door: self.door.clone(), _inbound: EndOnDrop(inbound) };
+        let outbound =
+            Outbound { frames, failure: failure.fuse(), door: self.door.clone(), leader, _inbound: EndOnDrop(inbound) };
         let responses = stream::unfold(Some(outbound), |outbound| async {
             let mut outbound = outbound?;
             let item = outbound.next().await?;
@@ -102,6 +104,7 @@ struct Outbound {
     frames: WatchFrames,
     failure: Fuse<oneshot::Receiver<Status>>,
     door: Door,
+    leader: Option<Leader>,
     _inbound: EndOnDrop,
 }
 
@@ -111,7 +114,7 @@ impl Outbound {
             // In this order: a stream that fails or is stopped ends with the reason, not as if its client had ended it.
             biased;
             Ok(status) = &mut self.failure => Some(Err(status)),
-            () = self.door.stopped() => Some(Err(Error::Stopped.into())),
+            error = self.door.ended(&mut self.leader) => Some(Err(error.into())),
             frame = self.frames.next() => frame.map(Ok),
         }
     }

@@ -219,7 +219,10 @@ impl Identity {
         if self.signing_authority().is_none() {
             return Err("this leader has not got the key of the cluster's authority".to_owned());
         }
-        for authority in self.held().authorities {
+        let held = self.held();
+        // One that was made and never came to be trusted is nobody's.
+        let trusted = held.authorities.iter().filter(|authority| held.credentials.roots().contains(authority.certificate()));
+        for authority in trusted {
             let fingerprint = Bytes::from(fingerprint(authority.certificate()).to_vec());
             let handed = HandedKey { fingerprint, key: authority.key_pem() };
             let request = MemberAsk { ask: Some(Ask::Keep(handed)) };

@@ -142,10 +142,11 @@ async fn dial(inner: &Inner, target: NodeName, address: SocketAddr) -> Result<qu
         inner.endpoint.connect_with(config, address, &target.dns()).map_err(|error| unreachable(error.to_string()))?;
     match connecting.await {
         Ok(connection) => Ok(connection),
-        Err(error) => match refusal(&error) {
-            Some(why) => Err(NetworkError::Refused { node: target.node, why }),
-            None => Err(unreachable(why(&error))),
-        },
+        Err(error @ quinn::ConnectionError::TransportError(_)) if refusal(&error).is_some() => {
+            Err(NetworkError::Refused { node: target.node, why: why(&error) })
+        }
+        // Whoever answers has not proved who it is: what it says is quoted for a reader, and never taken for the peer's word.
+        Err(error) => Err(unreachable(why(&error))),
     }
 }
 

@@ -12,7 +12,6 @@ use crate::identity::NodeName;
 
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let handshakes = Arc::new(Semaphore::new(inner.options.handshakes_max));
     // Those who ask to join take no place from members that shake hands.
     let joins = Arc::new(Semaphore::new(inner.options.joins_max));
     loop {
@@ -27,18 +26,21 @@ pub(super) async fn run(inner: Arc<Inner>) {
             let _ = incoming.retry();
             continue;
         }
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
+        let place = inner.handshakes.enter(incoming.remote_address().ip());
         let (inner, joins) = (Arc::clone(&inner), Arc::clone(&joins));
         tokio::spawn(async move {
             let from = incoming.remote_address();
             let shaken = match incoming.accept() {
-                Ok(connecting) => timeout(inner.options.connect_timeout, connecting).await,
+                Ok(connecting) => tokio::select! {
+                    shaken = timeout(inner.options.connect_timeout, connecting) => shaken,
+                    () = place.given_up() => {
+                        tracing::debug!(%from, "a handshake was given up for another's");
+                        return;
+                    }
+                },
                 Err(error) => Ok(Err(error)),
             };
-            drop(permit);
+            drop(place);
             match shaken {
                 Ok(Ok(connection)) => match protocol(&connection).as_deref() {
                     Some(PEER_PROTOCOL) => meet(inner, connection).await,
