@@ -316,7 +316,7 @@ fn a_static_cluster_bootstraps_with_the_operators_own_certificates_and_reads_the
     let line = refusal(builder(0, &at("b")).try_start());
     assert_says(&line, &["--peer-cert-file", "kvasir://", "kvasir cert name"]);
 
-    let nodes: Vec<Node> = std::thread::scope(|scope| {
+    let mut nodes: Vec<Node> = std::thread::scope(|scope| {
         let starting: Vec<_> = (0..3)
             .map(|nth| {
                 let builder = builder(nth, &at(names[nth]));
@@ -360,4 +360,11 @@ fn a_static_cluster_bootstraps_with_the_operators_own_certificates_and_reads_the
     let d = with_files(d.iter().fold(Node::builder(), |builder, flag| builder.arg(*flag)), &at("d")).start();
     wait_for_voters(&d, &["a", "b", "c", "d"]);
     d.cli(["put", "from", "d"]).ok();
+
+    // One that comes back without its data is no new member: it may have voted, and what it said to have stored may count.
+    nodes[2].kill();
+    let line = refusal(builder(2, &at("c")).try_start());
+    assert_says(&line, &["--data-dir", "has been started before", "kvasir member remove", "kvasir member add"]);
+    nodes[2].restart();
+    wait_for_voters(&d, &["a", "b", "c", "d"]);
 }

@@ -22,7 +22,7 @@ const READ_ENTRIES: u64 = 1_024;
 /// A node that never was a member of a cluster; whatever the log says.
 pub(crate) fn alone(log: &Log, applied: &Applied, node: u64, member: &Member) -> Result<(), StartError> {
     let state = log.state();
-    let Some(last) = state.last.or(applied.log_id) else {
+    let Some(last) = state.last.into_iter().chain(applied.log_id).max_by_key(|id| id.index) else {
         return Err(StartError::Identity(
             "--force-new-cluster: this node has no data to go on with; start it without the flag".to_owned(),
         ));
@@ -34,6 +34,10 @@ pub(crate) fn alone(log: &Log, applied: &Applied, node: u64, member: &Member) ->
     }
     let gone: Vec<String> =
         members.nodes().filter(|(id, _)| **id != node).map(|(id, member)| format!("{} ({id:016x})", member.name)).collect();
+    if state.last.is_none_or(|end| end.index < last.index) {
+        // The power failed between a snapshot's installation and the log's going on from it.
+        written(|done| log.purge(last, done)).map_err(failed)?;
+    }
     appoint(log, last, node, member).map_err(failed)?;
     tracing::warn!("--force-new-cluster: this node goes on alone; never start these again: {}", gone.join(", "));
     Ok(())

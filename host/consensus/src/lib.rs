@@ -37,6 +37,7 @@ pub use clock::{Clock, WallClock};
 pub use consensus::Consensus;
 pub use export::Export;
 pub use identity::{cluster_id, node_id};
+pub use members::was_started;
 pub use membership::{Member, MemberInfo};
 #[doc(hidden)]
 pub use mutant::Mutant;

@@ -19,6 +19,7 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
 use tokio::time::Instant;
 
+pub use control::was_started;
 pub(crate) use control::{refuse, serve};
 pub(crate) use tend::tend;
 

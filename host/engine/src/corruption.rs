@@ -18,6 +18,7 @@ use kvasir_api::kvasir::peer::member_ask::Ask;
 use kvasir_api::kvasir::peer::{HashAsk, MemberAnswer, MemberAsk};
 use kvasir_api::limits::{CORRUPT_CHECK_PAUSE_MS, CORRUPT_CHECK_TIMEOUT_MS};
 use prost::Message;
+use tokio::task::AbortHandle;
 
 use crate::engine::Engine;
 
@@ -27,6 +28,8 @@ pub(crate) struct Hashed {
     revision: u64,
     /// `None` while it is being made.
     hash: Option<Result<u32, Error>>,
+    /// What makes it: one at a time.
+    making: Option<AbortHandle>,
 }
 
 /// What a comparison says.
@@ -75,9 +78,11 @@ impl Engine {
             };
         }
         if self.revision() >= revision && revision > 0 {
-            *hashed = Hashed { revision, hash: None };
+            if let Some(superseded) = hashed.making.take() {
+                superseded.abort();
+            }
             let engine = self.clone();
-            self.inner().tasks.spawn(async move {
+            let making = self.inner().tasks.spawn(async move {
                 let tenants: Vec<u64> = engine.consensus().state().read().tenants().collect();
                 let Some(hash) = engine.unless_stopped(engine.hash_at(tenants, revision)).await else { return };
                 let mut hashed = engine.inner().hashed.lock();
@@ -86,6 +91,7 @@ impl Engine {
                     hashed.hash = Some(hash);
                 }
             });
+            *hashed = Hashed { revision, hash: None, making: Some(making.abort_handle()) };
         }
         None
     }

@@ -79,6 +79,12 @@ pub(crate) async fn start(config: &Config, me: &Member, socket: UdpSocket) -> Re
     let address = quic.address().map_err(|error| error.to_string())?;
     serve::say(&format!("listening for peers on {address}"));
 
+    if !has_data && let Err(reason) = boot::check_new(config, &source, Arc::new(quic.clone()), booted.credentials.name()).await
+    {
+        quic.close().await;
+        return Err(reason);
+    }
+
     let mut options = EngineOptions::new(config.data_dir.clone(), Arc::new(RealDisk));
     options.name.clone_from(&me.name);
     options.cluster_token.clone_from(&config.peers.cluster_token);

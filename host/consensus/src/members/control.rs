@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use kvasir_api::Error;
-use kvasir_transport::{Class, Network, Peer, Stream};
+use kvasir_transport::{Class, Network, NetworkError, Peer, Stream};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -59,6 +61,9 @@ struct ControlAnswer {
     index: u64,
     #[prost(bytes = "bytes", tag = "5")]
     other: Bytes,
+    /// Answers a ping: the asker is a member that has started before.
+    #[prost(bool, tag = "6")]
+    is_started: bool,
 }
 
 impl From<&Change> for ControlKind {
@@ -121,6 +126,40 @@ impl Members {
     }
 }
 
+/// Whether one of these nodes knows this one as a member that has started before, which is then not new, whatever its data folder says.
+/// Each is asked, for so long at most; who is not up says nothing.
+pub async fn was_started(network: &Arc<dyn Network>, others: Vec<Peer>, within: Duration) -> bool {
+    let asked = others.into_iter().map(|peer| async move {
+        let answer = tokio::time::timeout(within, exchange(network, &peer, ControlKind::Ping(true), &mut false)).await;
+        match answer {
+            Ok(Ok(Some(frame))) => message::<ControlAnswer>(frame).is_ok_and(|answer| answer.is_started),
+            _ => false,
+        }
+    });
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    while let Some(is_started) = asked.next().await {
+        if is_started {
+            return true;
+        }
+    }
+    false
+}
+
+/// One question, and the answer's bytes; notes when the question may have been sent.
+async fn exchange(
+    network: &Arc<dyn Network>,
+    peer: &Peer,
+    kind: ControlKind,
+    sent: &mut bool,
+) -> Result<Option<Bytes>, NetworkError> {
+    let mut stream = network.open(peer, Class::Control).await?;
+    let ask = ControlAsk { kind: Some(kind) };
+    *sent = true;
+    stream.sink.send(&mut vec![vec![Bytes::from(ask.encode_to_vec())]]).await?;
+    stream.sink.finish();
+    stream.source.next().await
+}
+
 async fn ask(
     network: &Arc<dyn Network>,
     shared: &Shared,
@@ -131,15 +170,7 @@ async fn ask(
     let member = shared.applied.lock().1.membership().get_node(&node).cloned().ok_or(Error::MemberNotFound)?;
     let peer = Peer { id: node, addresses: member.peer_addresses() };
     let mut sent = false;
-    let exchange = async {
-        let mut stream = network.open(&peer, Class::Control).await?;
-        let ask = ControlAsk { kind: Some(kind) };
-        sent = true;
-        stream.sink.send(&mut vec![vec![Bytes::from(ask.encode_to_vec())]]).await?;
-        stream.sink.finish();
-        stream.source.next().await
-    };
-    let frame = match tokio::time::timeout_at(deadline, exchange).await {
+    let frame = match tokio::time::timeout_at(deadline, exchange(network, &peer, kind, &mut sent)).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return Err(Error::Timeout),
         Ok(Err(error)) => {
@@ -185,7 +216,10 @@ pub(crate) async fn serve(
                 Ok(ControlAnswer { other: attendant.ask(from, request).await, ..ControlAnswer::default() })
             }
             (ControlKind::Other(_), None) => Err(Error::Stopped),
-            _ => Ok(ControlAnswer::default()),
+            _ => {
+                let is_started = members.list().iter().any(|known| known.id == from && known.member.command_version > 0);
+                Ok(ControlAnswer { is_started, ..ControlAnswer::default() })
+            }
         },
     };
     reply(&mut stream, done).await;

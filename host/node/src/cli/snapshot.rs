@@ -82,7 +82,8 @@ impl Snapshot {
 async fn save(file: &Path, connection: &Connection, out: &mut Out) -> anyhow::Result<()> {
     is_free(file)?;
     let mut name = file.as_os_str().to_owned();
-    name.push(".part");
+    // Of this process alone: another may be saving to the same name.
+    name.push(format!(".{}.part", std::process::id()));
     let part = PathBuf::from(name);
     let saved = async {
         receive(&part, connection).await?;
@@ -114,7 +115,7 @@ async fn receive(part: &Path, connection: &Connection) -> anyhow::Result<()> {
     let begun = tokio::time::timeout(BEGIN_WITHIN, maintenance.snapshot(SnapshotRequest {})).await;
     let mut pieces = begun.map_err(|_| late(BEGIN_WITHIN))??.into_inner();
     let failed = |error: io::Error| anyhow!("{}: cannot be written: {error}", part.display());
-    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part).map_err(failed)?;
+    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(part).map_err(failed)?;
     while let Some(piece) = tokio::time::timeout(PIECE_WITHIN, pieces.message()).await.map_err(|_| late(PIECE_WITHIN))?? {
         to.write_all(&piece.blob).map_err(failed)?;
     }

@@ -37,8 +37,8 @@ pub(crate) enum Origin {
     Founder,
     /// As one of these, names with their peer URLs.
     Static(BTreeMap<String, Vec<String>>),
-    /// As a member that was added with `member add`.
-    Existing,
+    /// As a member that was added with `member add`, to these.
+    Existing(BTreeMap<String, Vec<String>>),
     /// With a join token.
     Join {
         /// It.
@@ -93,7 +93,7 @@ pub(super) fn settle(given: &BTreeMap<&'static str, Given>, name: &str) -> Resul
                      --peer-trusted-ca-file, or join with a token of `kvasir token create` and --join",
                 );
             }
-            Origin::Existing
+            Origin::Existing(cluster.clone())
         }
         None if cluster.is_empty() => Origin::Founder,
         None => {
@@ -302,7 +302,7 @@ mod tests {
         }
         assert_eq!(
             settle(&[&files[..], &[("initial-cluster-state", "existing")]].concat(), &[]).expect("existing").peers.origin,
-            Origin::Existing
+            Origin::Existing(BTreeMap::new())
         );
     }
 }

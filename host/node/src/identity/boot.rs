@@ -2,14 +2,19 @@
 //!
 //! **Invariant:** a node that has an identity never takes another, and a data folder without one never gets that of a joining node.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kvasir_consensus::{Boot, Member, cluster_id, node_id};
+use kvasir_consensus::{Boot, Member, cluster_id, node_id, was_started};
 use kvasir_transport::identity::{Authority, Credentials, Folder, IdentityError, NodeKey, NodeName};
+use kvasir_transport::{Network, Peer};
 
 use super::{Source, blocking, joining};
 use crate::config::Config;
 use crate::config::peers::Origin;
+
+/// How long the others have to say whether they know this node.
+const ASK_OTHERS_FOR: Duration = Duration::from_secs(2);
 
 /// What was settled.
 pub(crate) struct Booted {
@@ -71,7 +76,7 @@ pub(crate) async fn settle(config: &Config, source: &Source, has_data: bool, me:
             let boot = boot_of(&credentials);
             Ok(Booted { credentials, authorities: Vec::new(), boot, unstored: Unstored::Nothing })
         }
-        Origin::Founder | Origin::Static(_) | Origin::Existing => {
+        Origin::Founder | Origin::Static(_) | Origin::Existing(_) => {
             if has_data {
                 tracing::warn!(
                     "the data folder has no identity: a new certificate authority is made; if this node is one of several, stop it \
@@ -146,7 +151,7 @@ fn of_operator(config: &Config, credentials: Credentials, has_data: bool) -> Res
     let expected = bootstrap_name(config);
     let name = credentials.name();
     let boot = match &config.peers.origin {
-        Origin::Existing => boot_of(&credentials),
+        Origin::Existing(_) => boot_of(&credentials),
         _ if !has_data && name != expected => {
             return Err(format!(
                 "--peer-cert-file is for {name}, and this node is {expected}: it needs a certificate with the URI {expected} and the DNS \
@@ -164,4 +169,29 @@ fn of_operator(config: &Config, credentials: Credentials, has_data: bool) -> Res
         _ => Boot::Alone,
     };
     Ok(Booted { credentials, authorities: Vec::new(), boot, unstored: Unstored::Nothing })
+}
+
+/// Refuses to start as new what the cluster knows to have started before: with certificates of the operator's own nothing but the data
+/// tells this node that it may have voted, and that entries may count as stored because it said so.
+///
+/// # Errors
+/// One line: what to do.
+pub(crate) async fn check_new(config: &Config, source: &Source, network: Arc<dyn Network>, me: NodeName) -> Result<(), String> {
+    let (Source::Operator(_), Origin::Static(members) | Origin::Existing(members)) = (source, &config.peers.origin) else {
+        return Ok(());
+    };
+    let peer = |(name, urls): (&String, &Vec<String>)| {
+        let member = Member { peer_urls: urls.clone(), ..Member::default() };
+        Peer { id: node_id(&config.peers.cluster_token, name), addresses: member.peer_addresses() }
+    };
+    let others = members.iter().map(peer).filter(|peer| peer.id != me.node).collect();
+    if !was_started(&network, others, ASK_OTHERS_FOR).await {
+        return Ok(());
+    }
+    Err(format!(
+        "--data-dir {} has no data, and member {:016x} of this cluster has been started before: put the data back; or remove the member \
+         with `kvasir member remove {1:x}`, add it again with `kvasir member add`, and start it with a certificate for its new id",
+        config.data_dir.display(),
+        me.node
+    ))
 }
