@@ -119,6 +119,36 @@ fn three_nodes_join_by_token_serve_as_one_and_show_on_one_screen_also_while_one_
 }
 
 #[test]
+fn what_is_left_of_a_cluster_goes_on_alone_when_it_is_told_to_and_grows_again() {
+    let mut a = Node::builder().arg("--name").arg("a").start();
+    let mut b = joining("b", &token(&a)).start();
+    let mut c = joining("c", &token(&a)).arg("--learner").start();
+    let rows = until("two voters and a learner that has everything", || {
+        b.cli(["put", "kept", "1"]).ok();
+        let rows = status(&a);
+        let well = rows.len() == 3 && rows.iter().all(|row| row["Health"] == "ok" && row["Lag"] == 0);
+        if well { Ok(rows) } else { Err(format!("{rows:?}")) }
+    });
+    assert_eq!(row(&rows, "c").unwrap()["Role"], "learner");
+    a.kill();
+    b.kill();
+    // A learner, without the authority's key: the least that can be left.
+    c.terminate();
+    c.set_arguments(["--name", "c", "--force-new-cluster"]);
+    c.restart();
+    wait_for_voters(&c, &["c"]);
+    assert_eq!(c.cli(["get", "kept", "--print-value-only"]).ok().trim(), "1");
+    c.cli(["put", "alone", "1"]).ok();
+    c.terminate();
+    c.set_arguments(["--name", "c"]);
+    c.restart();
+    c.cli(["cert", "rotate-authority"]).ok();
+    let d = joining("d", &token(&c)).start();
+    wait_for_voters(&d, &["c", "d"]);
+    assert_eq!(d.cli(["get", "--prefix", "", "--count-only"]).ok().trim(), "2");
+}
+
+#[test]
 fn a_token_is_good_once_for_a_time_and_for_its_cluster_alone() {
     let a = Node::builder().arg("--name").arg("a").start();
     let good = token(&a);

@@ -11,7 +11,7 @@ use kvasir_storage::disk::SimDisk;
 use kvasir_transport::NetworkError;
 use kvasir_transport::identity::Authority;
 
-use super::cluster::{DEADLINE, Node, TOKEN, get, launch, put};
+use super::cluster::{DEADLINE, Node, TOKEN, get, launch, launch_with, put};
 use crate::machine::Shared;
 use crate::membership::not_a_member;
 use crate::peer::Running;
@@ -259,4 +259,66 @@ async fn only_a_peer_that_has_proved_itself_can_say_that_this_node_is_no_member(
     assert!(founder.fatal().await.contains("was removed from its cluster"));
     drop(shared);
     founded.founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_all_move_find_each_other_where_the_cluster_was_told_they_would_be() {
+    let founded = found().await;
+    let founder = &founded.founder.consensus;
+    let disks = [SimDisk::new(2), SimDisk::new(3)];
+    let second = founded.join(founder, "b", true, &disks[0]).await;
+    let third = founded.join(founder, "c", true, &disks[1]).await;
+    until("b and c vote and have said what they know", || {
+        let members = third.consensus.members();
+        members.len() == 3 && members.iter().all(|known| !known.learner && known.member.command_version > 0)
+    })
+    .await;
+    founder.propose(put("before", "1")).await.unwrap();
+    // Ports that were free a moment ago.
+    let sockets = [(); 3].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let urls = sockets.each_ref().map(|socket| format!("https://{}", socket.local_addr().unwrap()));
+    drop(sockets);
+    let ids = [founder.node_id(), second.consensus.node_id(), third.consensus.node_id()];
+    for (id, url) in ids.iter().zip(&urls) {
+        let known = founder.members().into_iter().find(|known| known.id == *id).unwrap().member;
+        founder.update_member(*id, Member { peer_urls: vec![url.clone()], ..known }).await.unwrap();
+    }
+    let told = |at: &Consensus| urls.iter().all(|url| at.members().iter().any(|known| known.member.peer_urls == [url.clone()]));
+    until("all know where all will be", || [founder, &second.consensus, &third.consensus].into_iter().all(&told)).await;
+    let disks = [founded.founder_disk.clone(), disks[0].clone(), disks[1].clone()];
+    third.stop().await;
+    second.stop().await;
+    founded.founder.stop().await;
+    let mut moved = Vec::new();
+    for (nth, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let there = Member { peer_urls: vec![urls[nth].clone()], ..member(name, false) };
+        moved.push(launch(&founded.authority, ids[nth], there, Boot::Alone, &disks[nth]).await);
+    }
+    moved[0].consensus.ready(DEADLINE).await.unwrap();
+    assert!(matches!(moved[0].consensus.propose(put("after", "1")).await.unwrap(), Reply::Put(_)));
+    for node in moved {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_and_waits_for_no_election() {
+    // Far longer than this test waits for anything.
+    let patient = |options: &mut crate::ConsensusOptions| options.election_ms = 120_000;
+    let authority = Authority::create(cluster_id(TOKEN), SystemTime::now()).unwrap();
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    let founder = launch_with(&authority, node_id(TOKEN, "a"), member("a", false), Boot::Alone, &disks[0], patient).await;
+    founder.consensus.ready(DEADLINE).await.unwrap();
+    let id = founder.consensus.add_member(None, Member { peer_urls: Vec::new(), ..member("b", true) }).await.unwrap();
+    let boot = Boot::Join { node_id: id, cluster_id: founder.consensus.cluster_id() };
+    let second = launch_with(&authority, id, member("b", false), boot, &disks[1], patient).await;
+    let known = Member { peer_urls: vec![format!("https://{}", second.quic.address().unwrap())], ..member("b", true) };
+    founder.consensus.update_member(id, known).await.unwrap();
+    until("b votes", || voters(&second.consensus).len() == 2).await;
+    let term = founder.consensus.term();
+    founder.stop().await;
+    until("b leads", || second.consensus.is_leader()).await;
+    assert_eq!(second.consensus.term(), term + 1);
+    // Not in order: it would wait for the other, which it takes for alive for as long, to lead.
+    second.quic.close().await;
 }

@@ -108,10 +108,16 @@ impl Identity {
             return;
         }
         let read = files.clone();
+        let before = self.held().credentials;
         let taken = blocking(move || read.read()).await.and_then(|credentials| self.hold(credentials));
         if taken.is_ok() {
             seen.marks = Some(marks);
             tracing::info!("the node's certificate was read again");
+            let roots = self.held().credentials.roots().to_vec();
+            if before.roots().iter().any(|root| !roots.contains(root)) {
+                // Whoever is connected by it must show another certificate.
+                self.inner.quic.reconnect("an authority is trusted no more");
+            }
         }
         seen.note(
             "the changed --peer-cert-file, --peer-key-file and --peer-trusted-ca-file cannot be used, the old stay in use",
