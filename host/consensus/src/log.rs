@@ -13,6 +13,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use kvasir_storage::log::{EntryKind, Log, LogEntry};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -108,18 +109,25 @@ pub(crate) fn entry_into(entry: &Entry) -> LogEntry {
     LogEntry { id: log_id_into(entry.log_id()), kind, payload }
 }
 
-fn bounds(range: &impl RangeBounds<u64>, last: Option<u64>) -> (u64, u64) {
+/// The range that is meant: without a beginning from the first entry there is, without an end up to the last one.
+fn bounds(range: &impl RangeBounds<u64>, state: &kvasir_storage::log::LogState) -> (u64, u64) {
     let start = match range.start_bound() {
         Bound::Included(index) => *index,
         Bound::Excluded(index) => index.saturating_add(1),
-        Bound::Unbounded => 0,
+        Bound::Unbounded => state.last_purged.map_or(0, |id| id.index + 1),
     };
     let end = match range.end_bound() {
         Bound::Included(index) => index.saturating_add(1),
         Bound::Excluded(index) => *index,
-        Bound::Unbounded => u64::MAX,
+        Bound::Unbounded => state.last.map_or(0, |id| id.index + 1),
     };
-    (start, end.min(last.map_or(0, |last| last.saturating_add(1))))
+    (start, end)
+}
+
+/// The part of a range that the log has.
+fn existing(start: u64, end: u64, state: &kvasir_storage::log::LogState) -> (u64, u64) {
+    let (first, next) = (state.last_purged.map_or(0, |id| id.index + 1), state.last.map_or(0, |id| id.index + 1));
+    (start.max(first), end.min(next))
 }
 
 impl RaftLogReader<Kinds> for LogStore {
@@ -132,10 +140,11 @@ impl RaftLogReader<Kinds> for LogStore {
     {
         // Piece by piece, so that catching up after a restart never holds the whole log in memory.
         let state = self.log.state();
-        let (start, end) = bounds(&range, state.last.map(|id| id.index));
-        let start = start.max(state.last_purged.map_or(0, |id| id.index + 1));
-        let store = self.clone();
-        let pieces = futures_util::stream::unfold((store, start, end), |(store, start, end)| async move {
+        let (start, asked) = bounds(&range, &state);
+        let (start, end) = existing(start, asked, &state);
+        // Raft may know as committed what a log that has failed did not take any more.
+        let missing = if end < asked { self.log.check().err() } else { None };
+        let pieces = futures_util::stream::unfold((self.clone(), start, end), |(store, start, end)| async move {
             if start >= end {
                 return None;
             }
@@ -150,7 +159,7 @@ impl RaftLogReader<Kinds> for LogStore {
             };
             Some((futures_util::stream::iter(items), (store, next, end)))
         });
-        Box::pin(futures_util::StreamExt::flatten(pieces))
+        Box::pin(pieces.flatten().chain(futures_util::stream::iter(missing.map(Err))))
     }
 
     async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error>
@@ -158,8 +167,8 @@ impl RaftLogReader<Kinds> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let state = self.log.state();
-        let (start, end) = bounds(&range, state.last.map(|id| id.index));
-        let start = start.max(state.last_purged.map_or(0, |id| id.index + 1));
+        let (start, end) = bounds(&range, &state);
+        let (start, end) = existing(start, end, &state);
         let mut entries = Vec::new();
         let mut next = start;
         while next < end {

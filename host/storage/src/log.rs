@@ -360,6 +360,14 @@ impl Log {
         self.call_and_wait(|done| Request::Sync { done })
     }
 
+    /// Whether the log still takes calls.
+    ///
+    /// # Errors
+    /// The log failed or was closed: what was appended since is not in it.
+    pub fn check(&self) -> io::Result<()> {
+        self.shared().memory.lock().refusal().map_or(Ok(()), |error| Err(error.into()))
+    }
+
     /// What the log did so far.
     pub fn stats(&self) -> LogStats {
         let shared = self.shared();

@@ -217,6 +217,11 @@ async fn reads_are_bounded_by_bytes_whole_and_without_gaps() {
     assert!(store.limited_get_log_entries(3, 9).await.unwrap().is_empty(), "what follows is not what was asked for");
     assert_eq!(store.limited_get_log_entries(5, 9).await.unwrap()[0].index(), 5);
     assert_ne!(log.state(), LogState::default());
+    // Who applies up to an entry that the log did not take any more is told so.
+    log.close().unwrap();
+    let beyond: Vec<Result<u64, _>> =
+        store.entries_stream(11..14).await.map(|entry| entry.map(|entry| entry.index())).collect().await;
+    assert!(matches!(beyond.as_slice(), [Ok(11), Ok(12), Err(_)]), "{beyond:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,13 +21,7 @@ pub(super) struct CommittedEntriesStay {
 impl Invariant for CommittedEntriesStay {
     fn look(&mut self, seen: &Seen<'_>) {
         let compared = self.compared.entry((seen.node, seen.incarnation)).or_insert(0);
-        let from = (*compared + 1).max(seen.status.purged_index + 1);
-        if from > seen.status.committed_index {
-            return;
-        }
-        // Gone meanwhile: its next incarnation is compared.
-        let Ok(entries) = seen.consensus.log().read(from..seen.status.committed_index + 1) else { return };
-        for entry in entries {
+        for entry in seen.committed(*compared + 1) {
             let known = (entry.id, entry.kind, digest(&[entry.payload]));
             let first = self.committed.entry(entry.id.index).or_insert(known);
             assert!(

@@ -18,10 +18,7 @@ pub(super) struct LeadersInOrder {
 impl Invariant for LeadersInOrder {
     fn look(&mut self, seen: &Seen<'_>) {
         let looked = self.looked.entry((seen.node, seen.incarnation)).or_insert(0);
-        let from = (*looked + 1).max(seen.status.purged_index + 1);
-        // Gone meanwhile: its next incarnation is looked at.
-        let Ok(entries) = seen.consensus.log().read(from..seen.status.committed_index + 1) else { return };
-        for entry in entries {
+        for entry in seen.committed(*looked + 1) {
             let (index, committer) = (entry.id.index, (entry.id.term, entry.id.node));
             self.committers.entry(index).or_insert(committer);
             let before = self.committers.range(..index).next_back();

@@ -14,6 +14,7 @@ mod votes_stay;
 use std::sync::Arc;
 
 use kvasir_consensus::{Consensus, Status};
+use kvasir_storage::log::LogEntry;
 use parking_lot::Mutex;
 
 use crate::nodes::Incarnation;
@@ -24,6 +25,20 @@ pub(crate) struct Seen<'a> {
     incarnation: u64,
     status: Status,
     consensus: &'a Consensus,
+}
+
+impl Seen<'_> {
+    /// The entries from `from` on that this node knows as committed. None while its log does not reach up to what is: a snapshot takes
+    /// the log's place just now, and what is still in it may have been another's that was never committed.
+    fn committed(&self, from: u64) -> Vec<LogEntry> {
+        let (log, upto) = (self.consensus.log(), self.status.committed_index);
+        let from = from.max(self.status.purged_index + 1);
+        if from > upto || log.state().last.is_none_or(|last| last.index < upto) {
+            return Vec::new();
+        }
+        // Gone meanwhile: its next incarnation is looked at.
+        log.read(from..upto + 1).unwrap_or_default()
+    }
 }
 
 /// Something that must hold.
