@@ -265,7 +265,7 @@ async fn leftover_snapshots_are_removed_at_the_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_held_while_a_snapshot_is_written_and_for_as_long_as_it_is_sent() {
     let sim = SimDisk::new(1);
-    let shared = shared_on(Arc::new(SlowDisk::new(sim, Duration::from_millis(100))), Path::new("/leader"));
+    let shared = shared_on(Arc::new(SlowDisk::new(sim, Duration::from_millis(200))), Path::new("/leader"));
     let mut leader = Machine { shared: Arc::clone(&shared), publish: Arc::new(Told::default()) };
     apply(&mut leader, (1..=20).map(|index| entry(1, index, 50)).collect()).await.unwrap();
     let told = shared.checkpoint().await.unwrap();
@@ -275,8 +275,13 @@ async fn the_log_is_held_while_a_snapshot_is_written_and_for_as_long_as_it_is_se
         let (snapshots, told) = (Arc::clone(&shared.snapshots), told.clone());
         move || snapshots.to_send(&told).unwrap()
     });
-    until("it is held", || shared.snapshots.held(0) == Some(durable)).await;
-    assert!(!writing.is_finished(), "the file is written already");
+    let mut was_held = false;
+    while !writing.is_finished() {
+        let held = shared.snapshots.held(0);
+        was_held |= held == Some(durable) && !writing.is_finished();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(was_held, "the log could be purged while the file was written");
     let file = writing.await.unwrap();
     let covered = file.meta.last_log_id.index();
     assert!(covered >= Some(durable) && shared.snapshots.held(0) == covered);

@@ -1,7 +1,7 @@
 //! What holds for every gRPC request before it is routed, and for every answer after: etcd's metadata rules, a deadline for the
 //! bodies of requests that are one message, and etcd's words for a message that is too large.
 //!
-//! **Invariant:** allocates nothing for a request that passes, beyond what routing does.
+//! **Invariant:** allocates nothing for a request that passes, beyond what routing does, unless it requires a leader.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
