@@ -5,8 +5,6 @@ mod propose;
 mod shutdown;
 mod start;
 
-pub(crate) use propose::check_length;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvasir_api::command::command::Body;
 use kvasir_api::command::{ClusterVersion, Command};
+use kvasir_api::{Error, limits};
 use kvasir_machine::{Reply, check_version};
 use prost::Message;
 
@@ -72,3 +73,8 @@ impl PartialEq for Proposed {
 /// What applying an entry gave; `None` for entries that carry no command.
 #[derive(Debug)]
 pub(crate) struct Outcome(pub(crate) Option<Reply>);
+
+/// Whether a command fits in the log, with the stamp that it may still get.
+pub(crate) fn check_length(bytes: usize) -> Result<(), Error> {
+    if bytes <= limits::COMMAND_BYTES_MAX { Ok(()) } else { Err(Error::RequestTooLarge) }
+}

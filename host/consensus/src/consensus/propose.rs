@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::Consensus;
 use crate::forward::{Forward, Outgoing};
 use crate::kinds::Waiter;
-use crate::proposed::Proposed;
+use crate::proposed::{Proposed, check_length};
 
 /// How long a proposal that was not taken waits before it looks again for a leader.
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
@@ -117,9 +117,4 @@ impl Consensus {
         forward.send(Outgoing { number: wait.number, bytes })?;
         tokio::time::timeout_at(deadline, wait.answer()).await.unwrap_or(Err(Error::Timeout))
     }
-}
-
-/// Whether a command fits in the log, with the stamp that it may still get.
-pub(crate) fn check_length(bytes: usize) -> Result<(), Error> {
-    if bytes <= limits::COMMAND_BYTES_MAX { Ok(()) } else { Err(Error::RequestTooLarge) }
 }

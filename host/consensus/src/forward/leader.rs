@@ -14,12 +14,11 @@ use openraft::errors::ClientWriteError;
 use prost::Message;
 use tokio::sync::oneshot;
 
-use crate::consensus::check_length;
 use crate::gauge::Gauge;
 use crate::kinds::{Kinds, Waiter};
 use crate::machine::{Machine, Shared};
 use crate::peer::invalid;
-use crate::proposed::Proposed;
+use crate::proposed::{Proposed, check_length};
 
 type Raft = openraft::Raft<Kinds, Machine>;
 

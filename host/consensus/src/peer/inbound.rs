@@ -264,7 +264,7 @@ mod tests {
 
     use super::super::wire::{AskTransfer, AskVote, decode_appended, encode_append};
     use super::*;
-    use crate::tests::cluster::{DEADLINE, TOKEN, launch};
+    use crate::tests::cluster::{DEADLINE, Node, TOKEN, launch};
     use crate::{Boot, Member, cluster_id, node_id};
 
     /// A peer that sends these frames and then ends its half.
@@ -288,12 +288,17 @@ mod tests {
         fn finish(&mut self) {}
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_stream_that_ends_right_after_its_request_is_answered() {
+    async fn alone() -> Node {
         let authority = Authority::create(cluster_id(TOKEN), SystemTime::now()).unwrap();
         let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
         let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
         node.consensus.ready(DEADLINE).await.unwrap();
+        node
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stream_that_ends_right_after_its_request_is_answered() {
+        let node = alone().await;
         let Running { raft, shared, .. } = node.door.running().unwrap();
         let from = 9;
         for round in 1..=100 {
@@ -318,10 +323,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_member_that_speaks_in_anothers_name_changes_nothing() {
-        let authority = Authority::create(cluster_id(TOKEN), SystemTime::now()).unwrap();
-        let member = Member { name: "a".to_owned(), peer_urls: vec!["https://127.0.0.1:0".to_owned()], ..Member::default() };
-        let node = launch(&authority, node_id(TOKEN, "a"), member, Boot::Alone, &SimDisk::new(1)).await;
-        node.consensus.ready(DEADLINE).await.unwrap();
+        let node = alone().await;
         let (term, keys) = (node.consensus.term(), node.consensus.state().read().revision());
         let Running { raft, shared, gauge, .. } = node.door.running().unwrap();
         let (from, other) = (9, 8);
